@@ -1,0 +1,89 @@
+"""Flow matching: regress to the conditional velocity of a probability path (Lipman et al. 2023; Liu et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..couplings import Coupling, IndependentCoupling, Shard, couple
+from ..paths import LINEAR, Path
+from ..solvers import NoiseSchedule
+from ..times import TimeDensity
+from ..velocity import Velocity
+from .base import Logs, Objective, Paper, mean_square
+
+Weighting = Literal["one", "kl"]
+LAST_WEIGHTED_TIME = 1 - 1e-3
+
+
+def draw_path_batch(batch: Batch, path: Path, coupling: Coupling, times: TimeDensity, generator: torch.Generator, shard: Shard) -> Batch:
+    """Noise, times and the points on the path for the rows of one process.
+
+    A batch that brings its own `x_0` (a bank of pairs) keeps it.  Returns: the batch with `x_0`, `x_t`, `v_t`, `t` set.
+    """
+    size = len(batch) * shard.world_size
+    x_0 = batch.x_0
+    noise = torch.randn(size, *batch.x_1.shape[1:], generator=generator)
+    t = shard.rows(times.sample(size, generator))
+    if x_0 is None:
+        x_0 = couple(coupling, noise, batch.x_1, batch.condition, shard)
+    x_t, v_t, _ = path.sample(x_0, batch.x_1, t, generator)
+    return replace(batch, x_0=x_0, x_t=x_t, v_t=v_t, t=t)
+
+
+def velocity_weight(t: Tensor, weighting: Weighting, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:
+    """lambda_t of the squared velocity error: 1, or the weight that makes the loss the path KL of the `sqrt` SDE.
+
+    lambda_t = (1 + kappa t)^2 / (4 kappa (1 - t)),   t clipped to 1 - 1e-3, where the conditional constant diverges
+    """
+    if weighting == "one":
+        return torch.ones_like(t)
+    kappa, s = schedule.scale, t.clamp(max=LAST_WEIGHTED_TIME)
+    return (1 + kappa * s) ** 2 / (4 * kappa * (1 - s))
+
+
+class FlowMatchingObjective(Objective):
+    """L = E w_t || v(x_t, t, c) - v_t ||^2, the mean over coordinates; the minimiser is E[v_t | x_t].
+
+    Args: `path`, `coupling`, `times`: any; `weighting`: `one` or `kl` (see `velocity_weight`).
+    """
+
+    name = "fm"
+    paper = Paper(
+        "Flow Matching for Generative Modeling",
+        "2210.02747",
+        "@inproceedings{lipman2023flow, title={Flow Matching for Generative Modeling}, author={Lipman, Yaron and Chen, Ricky T. Q. and "
+        "Ben-Hamu, Heli and Nickel, Maximilian and Le, Matt}, booktitle={ICLR}, year={2023}}",
+    )
+
+    def __init__(
+        self,
+        path: Path = LINEAR,
+        coupling: Coupling = IndependentCoupling(),
+        times: TimeDensity = TimeDensity(),
+        weighting: Weighting = "one",
+    ):
+        super().__init__()
+        self.path, self.coupling, self.times, self.weighting = path, coupling, times, weighting
+        self.prefetch = coupling.expensive
+
+    def draw(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
+        """Noise, times and path points; see `draw_path_batch`."""
+        return draw_path_batch(batch, self.path, self.coupling, self.times, generator, shard)
+
+    def target(self, batch: Batch, step: int) -> Tensor:
+        """The velocity to regress to: (batch, *event)."""
+        return batch.v_t
+
+    def regression(self, v: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """The weighted mean square of v - target: a scalar."""
+        error = mean_square(v - target)
+        return (error if self.weighting == "one" else error * velocity_weight(t, self.weighting)).mean()
+
+    def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """The weighted squared error of the velocity."""
+        return self.regression(velocity(batch.x_t, batch.t, **batch.condition), self.target(batch, step), batch.t), {}

@@ -1,0 +1,143 @@
+"""Pairs (x_0, x_1, condition) for training on reconstructions, made once with a frozen base and kept as a bank.
+
+The pairing is the method: reconstruction fits E[x_1 | x_0, c], so noise that is independent of the data teaches the mean (collapse), and pairs
+that change from step to step blur the basins. Every builder returns a `Batch` with one row a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .conventions import time_grid
+from .couplings import conditional_permutation, exact_assignment
+from .sampling import draw_rows, generate
+from .solvers import FixedMethod, uniform_times
+from .velocity import Velocity
+
+PairsName = Literal["fixed", "ot_output", "inverse", "best_of_k", "self", "sorted", "independent"]
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """How the noise of a reconstruction is paired with its data point."""
+
+    name: PairsName = "ot_output"
+    """ot_output: exact assignment to the frozen base's outputs (unconditional models; within equal labels for labelled ones); best_of_k: of k noises
+    the one whose frozen-base output is nearest (vector conditions); self: x_1 is the base's own fine solution (fewer steps, no data); fixed: exact
+    assignment of noise to data; inverse: reverse ODE from the data; sorted: exact, re-drawn in every batch (harms on multi-modal data);
+    independent: fresh noise, collapses to the mean, refused unless `allow_independent`."""
+    num_steps: int = 16
+    """Steps of the frozen base when a bank is made (self: of the fine solution that is learned; inverse: of the reverse ODE)."""
+    solver: FixedMethod = "heun"
+    """Solver of the frozen base when a bank is made."""
+    num_candidates: int = 16
+    """best_of_k: noises tried for each data point."""
+    repeats: int = 1
+    """fixed, ot_output, best_of_k, inverse: how often each data point stands in the bank (few data points want more noises)."""
+    num_pairs: int = 8192
+    """self: size of the bank."""
+    refresh_epochs: int = 0
+    """Draw a new bank after so many passes over it; 0 keeps the first one."""
+    allow_independent: bool = False
+    """Allow `independent` for an experiment that wants to see the collapse."""
+
+    def __post_init__(self) -> None:
+        if self.name == "independent" and not self.allow_independent:
+            raise ValueError(
+                "pairs 'independent' make reconstruction fit E[x_1 | condition]: every sample collapses to the mean of its condition (mode "
+                "collapse). Use ot_output (unconditional or labelled), best_of_k (vector conditions) or self (fewer steps); "
+                "allow_independent: true permits it for an experiment."
+            )
+        for key in ("num_steps", "num_candidates", "repeats", "num_pairs"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"pairs.{key} must be at least 1, got {getattr(self, key)}.")
+        if self.refresh_epochs < 0:
+            raise ValueError(f"pairs.refresh_epochs must be >= 0, got {self.refresh_epochs}.")
+
+    @property
+    def is_bank(self) -> bool:
+        """Whether pairs are made once, rather than in every batch."""
+        return self.name not in ("sorted", "independent")
+
+
+@dataclass(frozen=True)
+class PairBuilder:
+    """Makes banks with a frozen base.
+
+    Args: `config`; `base`: the frozen field; `shift`: of its scheduler; `batch_size`: of its evaluations; `progress`: show bars.
+    """
+
+    config: PairsConfig
+    base: Velocity
+    shift: float = 1.0
+    batch_size: int = 1024
+    progress: bool = False
+
+    def build(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:
+        """A bank of pairs.
+
+        Args: `data`: the training set, `x_1` and `condition`; `conditions`: rows of conditions to draw from for `self`.
+        Returns: a batch with `x_0`, `x_1`, `condition`.  Raises: ValueError for pairs that are not a bank.
+        """
+        builders: dict[str, Callable[..., Batch]] = {
+            "fixed": self._fixed,
+            "ot_output": self._ot_output,
+            "inverse": self._inverse,
+            "best_of_k": self._best_of_k,
+        }
+        if self.config.name == "self":
+            return self._self(data, conditions, generator)
+        if self.config.name not in builders:
+            raise ValueError(f"pairs {self.config.name!r} are made in every batch; banks are {', '.join(builders)} and self.")
+        repeated = data.map(lambda x: x.repeat(self.config.repeats, *[1] * (x.ndim - 1)))
+        return builders[self.config.name](repeated, generator)
+
+    def outputs(self, x_0: Tensor, condition: dict[str, Tensor], title: str) -> Tensor:
+        """phi(x_0, c): where the frozen base takes the noise."""
+        times = time_grid(self.config.num_steps, self.shift)
+        return self._generate(x_0, condition, times, self.config.solver, title)
+
+    def _generate(self, x: Tensor, condition: dict[str, Tensor], times: list[float], solver: str, title: str) -> Tensor:
+        progress = f"pairs: {title}" if self.progress else None
+        return generate(self.base, x, condition, times, solver, batch_size=self.batch_size, progress=progress)
+
+    def _fixed(self, data: Batch, generator: torch.Generator) -> Batch:
+        x_0 = torch.randn(data.x_1.shape, generator=generator)
+        return replace(data, x_0=x_0[conditional_permutation(_exact, x_0, data.x_1, data.condition)])
+
+    def _ot_output(self, data: Batch, generator: torch.Generator) -> Batch:
+        x_0 = torch.randn(data.x_1.shape, generator=generator)
+        outputs = self.outputs(x_0, data.condition, "outputs of the base")
+        return replace(data, x_0=x_0[conditional_permutation(_exact, outputs, data.x_1, data.condition)])
+
+    def _inverse(self, data: Batch, generator: torch.Generator) -> Batch:
+        times = uniform_times(self.config.num_steps, 1.0, 0.0)
+        return replace(data, x_0=self._generate(data.x_1, data.condition, times, self.config.solver, "reverse ODE"))
+
+    def _best_of_k(self, data: Batch, generator: torch.Generator) -> Batch:
+        best = torch.full((len(data),), torch.inf)
+        chosen = torch.empty_like(data.x_1)
+        for k in range(self.config.num_candidates):
+            x_0 = torch.randn(data.x_1.shape, generator=generator)
+            title = f"candidate {k + 1} of {self.config.num_candidates}"
+            distance = (self.outputs(x_0, data.condition, title) - data.x_1).flatten(1).norm(dim=1)
+            better = distance < best
+            best = torch.where(better, distance, best)
+            chosen[better] = x_0[better]
+        return replace(data, x_0=chosen)
+
+    def _self(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:
+        x_0 = torch.randn(self.config.num_pairs, *data.x_1.shape[1:], generator=generator)
+        condition = draw_rows(conditions, self.config.num_pairs, generator)
+        return Batch(self.outputs(x_0, condition, "fine solutions of the base"), condition, x_0=x_0)
+
+
+def _exact(cost: np.ndarray, dimension: int) -> np.ndarray:
+    return exact_assignment(cost, dimension)

@@ -1,0 +1,101 @@
+"""The one door between networks and the mathematics: any model becomes a velocity v(x, t, **condition) in the papers' convention."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from .conventions import sigma_from_t, timestep_from_sigma, velocity_from_output
+from .solvers import Field
+
+Convention = Literal["diffusers", "flow"]
+
+
+class Velocity(nn.Module):
+    """A network as a velocity field, v = dx/dt with t = 0 noise and t = 1 data.
+
+    `convention` says how the network speaks: `diffusers`: `model(sample, timestep, **condition)` returns noise - data at timestep
+    1000 (1 - t) (every flow model of diffusers); `flow`: `model(x, t, **condition)` returns v itself with `t`: (batch,). By default a
+    diffusers `ModelMixin` speaks `diffusers` and any other `nn.Module` speaks `flow`.
+    """
+
+    def __init__(self, model: nn.Module, convention: Convention | None = None):
+        super().__init__()
+        self.model = model
+        self.convention = convention or ("diffusers" if isinstance(model, ModelMixin) else "flow")
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Tensor) -> Tensor:
+        """v(x, t | condition).
+
+        Args: `x`: (batch, *event); `t`: a float, a 0-dim tensor or (batch,), in [0, 1]; `condition`: tensors of (batch, ...).
+        Returns: (batch, *event), in the dtype of `x`.  Raises: ValueError when the model's output has another shape than `x`.
+        """
+        dtype = next((p.dtype for p in self.model.parameters()), x.dtype)
+        sample = x if x.dtype == dtype else x.to(dtype)
+        if self.convention == "diffusers":
+            timestep = _rows(timestep_from_sigma(sigma_from_t(t)), x)
+            v = velocity_from_output(self.model(sample, timestep, return_dict=False, **condition)[0])
+        else:
+            v = self.model(sample, _rows(t, x), **condition)
+        if v.shape != x.shape:
+            raise ValueError(
+                f"a velocity has the shape of its sample, but the model maps {tuple(x.shape)} to {tuple(v.shape)}; "
+                "check its output channels (models that also predict a variance are not flow models)."
+            )
+        return v.to(x.dtype)
+
+    def field(self, condition: dict[str, Tensor] | None = None) -> Field:
+        """The velocity under a fixed condition, as the solvers take it: field(x, t)."""
+        fixed = condition or {}
+        return lambda x, t: self(x, t, **fixed)
+
+
+def _rows(t: float | Tensor, x: Tensor) -> Tensor:
+    """Time as (batch,) float32 on the device of x, whatever the precision of x."""
+    if isinstance(t, Tensor):
+        return t.to(x.device, torch.float32).expand(x.shape[0])
+    return torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
+
+
+class FrozenVelocity(Velocity):
+    """A frozen copy of a network: always in eval mode (dropout off), no gradients, whatever happens around it."""
+
+    def __init__(self, model: nn.Module, convention: Convention | None = None):
+        super().__init__(copy.deepcopy(model), convention)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenVelocity:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Tensor) -> Tensor:
+        """As `Velocity`, without gradients."""
+        with torch.no_grad():
+            return super().forward(x, t, **condition)
+
+
+class GuidedVelocity(Velocity):
+    """Classifier-free guidance: v = v(null) + scale (v(condition) - v(null)), both in one forward pass of twice the batch.
+
+    `null_condition`: for each condition the value that means "none", broadcast over the batch (Ho & Salimans 2022).
+    """
+
+    def __init__(self, velocity: Velocity, scale: float, null_condition: dict[str, Any]):
+        super().__init__(velocity.model, velocity.convention)
+        self.scale = scale
+        self.null_condition = null_condition
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Tensor) -> Tensor:
+        """The guided velocity; shapes as `Velocity`."""
+        missing = set(condition) - set(self.null_condition)
+        if missing:
+            raise ValueError(f"guidance needs a null value for {sorted(missing)}; the model was trained without one.")
+        both = {key: torch.cat([torch.full_like(c, self.null_condition[key]), c]) for key, c in condition.items()}
+        t_both = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        without, with_condition = super().forward(torch.cat([x, x]), t_both, **both).chunk(2)
+        return without + self.scale * (with_condition - without)
