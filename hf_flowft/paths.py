@@ -38,13 +38,15 @@ def broadcast_time(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _same_shape(x_0: Tensor, x_1: Tensor) -> None:
-    if x_0.shape != x_1.shape:
-        raise ValueError(f"x_0 and x_1 must have the same shape, got {tuple(x_0.shape)} and {tuple(x_1.shape)}.")
+def _same_shape(**tensors: Tensor) -> None:
+    if len({x.shape for x in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} of {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"{' and '.join(tensors)} must have the same shape, got {shapes}.")
 
 
 def _clamp_divisor(divisor: Tensor) -> Tensor:
-    return torch.where(divisor < 0, divisor.clamp(max=-END_CLAMP), divisor.clamp(min=END_CLAMP))
+    """Everything divided by is positive inside (0, 1); rounding may leave it a little below zero at an end (cos(pi / 2) in float32)."""
+    return divisor.clamp(min=END_CLAMP)
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,20 @@ class AffinePath:
     d_alpha: Callable[[Tensor], Tensor]
     d_sigma: Callable[[Tensor], Tensor]
 
-    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: torch.Generator | None = None) -> PathSample:
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether `sample` needs noise of its own."""
+        return False
+
+    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, noise: Tensor | None = None) -> PathSample:
         """The point on the path at time t, and the velocity there.
 
             x_t = alpha(t) x_1 + sigma(t) x_0        v_t = alpha'(t) x_1 + sigma'(t) x_0
 
-        Args: `x_0`, `x_1`: (batch, *event); `t`: (batch,), in [0, 1]; `generator` is used by stochastic paths only.
+        Args: `x_0`, `x_1`: (batch, *event); `t`: (batch,), in [0, 1]; `noise`: unused here, see `BrownianBridgePath`.
         Raises: ValueError when the shapes differ.
         """
-        _same_shape(x_0, x_1)
+        _same_shape(x_0=x_0, x_1=x_1)
         s = broadcast_time(t, x_1)
         return PathSample(self.alpha(s) * x_1 + self.sigma(s) * x_0, self.d_alpha(s) * x_1 + self.d_sigma(s) * x_0, t)
 
@@ -151,22 +158,29 @@ class BrownianBridgePath:
         if not self.sigma_b > 0:
             raise ValueError(f"sigma_b must be positive, got {self.sigma_b}; the path without noise is `LINEAR`.")
 
-    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: torch.Generator | None = None) -> PathSample:
-        """The point and the conditional ODE velocity there; see `bridge_sample` for the drift and the score."""
-        return PathSample(*self.bridge_sample(x_0, x_1, t, generator)[:3])
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether `sample` needs noise of its own."""
+        return True
 
-    def bridge_sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: torch.Generator | None = None) -> BridgeSample:
-        """One draw of the bridge and its conditional velocity, drift and score.
+    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, noise: Tensor | None = None) -> PathSample:
+        """The point and the conditional ODE velocity there; see `bridge_sample` for the drift and the score."""
+        if noise is None:
+            raise ValueError("a Brownian bridge needs `noise`: standard normal numbers in the shape of x_1.")
+        return PathSample(*self.bridge_sample(x_0, x_1, t, noise)[:3])
+
+    def bridge_sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, noise: Tensor) -> BridgeSample:
+        """The point of the bridge that belongs to a standard normal `noise` z, and its conditional velocity, drift and score.
 
             m = (1 - t) x_0 + t x_1,  n = t (1 - t)      x_t = m + sigma_b sqrt(n) z
             v = x_1 - x_0 + (1 - 2 t) (x_t - m) / (2 n)  score = -(x_t - m) / (sigma_b^2 n)  drift = v + (sigma_b^2 / 2) score
 
-        Args: `x_0`, `x_1`: (batch, *event); `t`: (batch,).  `n` is clamped at `END_CLAMP` where it divides.
+        Args: `x_0`, `x_1`, `noise`: (batch, *event); `t`: (batch,).  `n` is clamped at `END_CLAMP` where it divides.
+        Raises: ValueError when the shapes differ.
         """
-        _same_shape(x_0, x_1)
+        _same_shape(x_0=x_0, x_1=x_1, noise=noise)
         s = broadcast_time(t, x_1)
         n = s * (1 - s)
-        noise = torch.randn(x_1.shape, generator=generator, dtype=x_1.dtype).to(x_1.device)
         deviation = self.sigma_b * n.sqrt() * noise
         velocity = x_1 - x_0 + (1 - 2 * s) * deviation / (2 * _clamp_divisor(n))
         score = -deviation / (self.sigma_b**2 * _clamp_divisor(n))

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .conventions import Time
+
 Field = Callable[[Tensor, Any], Tensor]
 
 
@@ -159,7 +161,7 @@ class NoiseSchedule:
         if self.scale < 0 or not math.isfinite(self.scale):
             raise ValueError(f"the scale of a noise schedule must be a number >= 0, got {self.scale}.")
 
-    def half_rate(self, t: float, h: float) -> float:
+    def half_rate(self, t: Time, h: float) -> Time | float:
         """k_t = g^2 / (2 (1 - t)); c_t = 1 + t k_t."""
         if self.name == "sqrt":
             return self.scale
@@ -194,10 +196,11 @@ def integrate_sde(
 ) -> Solution:
     """Sample the SDE that shares the flow's marginals (independent coupling); `times` must increase within [0, 1].
 
-    Raises: ValueError when the times do not increase or leave [0, 1].
+    Raises: ValueError when there are fewer than two times, they do not increase, or they leave [0, 1].
     """
-    if any(b <= a for a, b in itertools.pairwise(times)) or times[0] < 0 or times[-1] > 1:
-        raise ValueError(f"an SDE is sampled forwards on times within [0, 1], got {list(times)}.")
+    increasing = len(times) >= 2 and all(a < b for a, b in itertools.pairwise(times))
+    if not (increasing and times[0] >= 0 and times[-1] <= 1):
+        raise ValueError(f"an SDE is sampled forwards, on at least two increasing times within [0, 1]; got {list(times)}.")
     states = [x]
     for t, t_next in itertools.pairwise(times):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)

@@ -17,7 +17,7 @@ from ..velocity import Velocity
 from .base import Logs, Objective, Paper, mean_square
 
 Weighting = Literal["one", "kl"]
-LAST_WEIGHTED_TIME = 1 - 1e-3
+WEIGHTED_TIMES = (1e-6, 1 - 1e-3)
 
 
 def draw_path_batch(batch: Batch, path: Path, coupling: Coupling, times: TimeDensity, generator: torch.Generator, shard: Shard) -> Batch:
@@ -31,19 +31,26 @@ def draw_path_batch(batch: Batch, path: Path, coupling: Coupling, times: TimeDen
     t = shard.rows(times.sample(size, generator))
     if x_0 is None:
         x_0 = couple(coupling, noise, batch.x_1, batch.condition, shard)
-    x_t, v_t, _ = path.sample(x_0, batch.x_1, t, generator)
+    bridge_noise = shard.rows(torch.randn(noise.shape, generator=generator)) if path.is_stochastic else None
+    x_t, v_t, _ = path.sample(x_0, batch.x_1, t, bridge_noise)
     return replace(batch, x_0=x_0, x_t=x_t, v_t=v_t, t=t)
 
 
 def velocity_weight(t: Tensor, weighting: Weighting, schedule: NoiseSchedule = NoiseSchedule()) -> Tensor:
-    """lambda_t of the squared velocity error: 1, or the weight that makes the loss the path KL of the `sqrt` SDE.
+    """lambda_t of the squared velocity error: 1, or the Girsanov weight that makes the loss the path KL of an SDE.
 
-    lambda_t = (1 + kappa t)^2 / (4 kappa (1 - t)),   t clipped to 1 - 1e-3, where the conditional constant diverges
+        lambda_t = c_t^2 / (2 g^2),   c_t = 1 + t k_t,   g^2 = 2 (1 - t) k_t,   k_t = `schedule.half_rate`
+
+    which is (1 + kappa t)^2 / (4 kappa (1 - t)) for `sqrt`, and t / (1 - t), the smallest, for `memoryless`. `t`: (batch,), clipped
+    to [1e-6, 1 - 1e-3]: the conditional constant diverges at the end.  Raises: ValueError for an unknown weighting, or no noise.
     """
     if weighting == "one":
         return torch.ones_like(t)
-    kappa, s = schedule.scale, t.clamp(max=LAST_WEIGHTED_TIME)
-    return (1 + kappa * s) ** 2 / (4 * kappa * (1 - s))
+    if weighting != "kl" or (schedule.name != "memoryless" and not schedule.scale > 0):
+        raise ValueError(f"weighting must be 'one', or 'kl' with a schedule that has noise, got {weighting!r} and {schedule}.")
+    s = t.clamp(*WEIGHTED_TIMES)
+    k = schedule.half_rate(s, 0.0)
+    return (1 + s * k) ** 2 / (4 * (1 - s) * k)
 
 
 class FlowMatchingObjective(Objective):
