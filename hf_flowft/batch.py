@@ -14,10 +14,10 @@ from torch import Tensor
 class Batch:
     """Data points and what was drawn for them; every tensor has one row a sample and moves with its sample.
 
-    `x_1`: (batch, *event) data; `condition`: keyword arguments of the model, tensors of (batch, ...); `x_0`: noise paired with x_1, set by a
-    bank of pairs or by `Objective.draw`; `x_t`, `v_t`, `t`: the point on the path, the velocity to fit there, and its time, set by `draw`;
-    `replay`: a batch of the base's own samples beside this one.
-    What has not been drawn is None.
+    `x_1`: (batch, *event) data; `condition`: keyword arguments of the model, tensors of (batch, ...);
+    `x_0`: noise paired with x_1, set by a bank of pairs or by `Objective.draw`;
+    `x_t`, `v_t`, `t`: the point on the path, the velocity to fit there, and its time, set by `draw`;
+    `replay`: a batch of the base's own samples beside this one.  What has not been drawn is None.
     """
 
     x_1: Tensor
@@ -44,7 +44,12 @@ class Batch:
         return self.map(lambda x: x[index])
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """`parts` equal consecutive pieces: the micro-batches of gradient accumulation."""
+        """`parts` equal consecutive pieces: the micro-batches of gradient accumulation.
+
+        Raises: ValueError when the batch does not divide into them.
+        """
+        if parts < 1 or len(self) % parts:
+            raise ValueError(f"a batch of {len(self)} does not divide into {parts} equal parts.")
         size = len(self) // parts
         if parts == 1:
             yield self

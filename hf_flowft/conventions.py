@@ -63,10 +63,12 @@ def shift_t(t: Time, shift: float) -> Time:
 def sigma_grid(num_steps: int, shift: float = 1.0) -> Tensor:
     """The sampling grid: `num_steps` equal steps from sigma = 1 to sigma = 0, shifted once.
 
-    Returns: (num_steps + 1,) float32, first 1 and last 0 exactly.  Raises: ValueError when num_steps < 1.
+    Returns: (num_steps + 1,) float32, first 1 and last 0 exactly.  Raises: ValueError when num_steps < 1 or shift <= 0.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    if not shift > 0:
+        raise ValueError(f"shift must be positive (1 does nothing), got {shift}.")
     return shift_sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).float()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -61,8 +61,8 @@ def couple(coupling: Coupling, x_0: Tensor, x_1: Tensor, condition: Condition | 
 
 
 def squared_distances(x: Tensor, y: Tensor) -> np.ndarray:
-    """||x_i - y_j||^2 over all pairs, float64: (len(x), len(y)); events are flattened."""
-    a, b = x.detach().double().cpu().flatten(1), y.detach().double().cpu().flatten(1)
+    """||x_i - y_j||^2 over all pairs, float64: (len(x), len(y)); events are flattened, one number a row is an event too."""
+    a, b = (z.detach().double().cpu().reshape(z.shape[0], -1) for z in (x, y))
     return (torch.cdist(a, b) ** 2).numpy()
 
 
@@ -81,10 +81,11 @@ def exact_assignment(cost: np.ndarray, dimension: int | None = None) -> np.ndarr
         import ot
 
         uniform = np.full(n, 1 / n)
-        with warnings.catch_warnings():  # POT warns when it stops early; the plan is then no permutation and SciPy takes over
+        with warnings.catch_warnings():  # the log says the same, and SciPy takes over
             warnings.simplefilter("ignore")
-            rows = ot.emd(uniform, uniform, cost, numItermax=max(1_000_000, 200 * n)).argmax(axis=0)
-        if np.unique(rows).size == n:
+            plan, log = ot.emd(uniform, uniform, cost, numItermax=max(1_000_000, 200 * n), log=True)
+        rows = plan.argmax(axis=0)
+        if log["warning"] is None and np.unique(rows).size == n:
             return rows
     from scipy.optimize import linear_sum_assignment
 
@@ -153,6 +154,13 @@ class SinkhornCoupling:
     name: str = "sinkhorn"
     expensive: bool = True
 
+    def __post_init__(self) -> None:
+        if not (self.regularisation > 0 and self.max_iterations >= 1):
+            raise ValueError(
+                f"Sinkhorn needs regularisation > 0 and max_iterations >= 1, got {self.regularisation} and {self.max_iterations}; "
+                "for exact transport use the 'ot' coupling."
+            )
+
     def __call__(self, x_0: Tensor, x_1: Tensor, condition: Condition | None = None) -> Tensor:
         """See `Coupling`."""
         return conditional_permutation(self._entropic, x_0, x_1, condition, self.condition_mode, self.condition_weight)
@@ -183,13 +191,15 @@ def conditional_permutation(
 ) -> Tensor:
     """Apply an assignment rule with regard to conditions; row i of the noise is taken to carry condition i before it is moved.
 
-    Args: `assign(cost, dimension) -> rows`; `x_0`, `x_1`: (batch, ...), possibly of different event shapes only if `assign` allows;
-    `condition`: tensors of (batch, ...).  Returns: (batch,) int64 permutation.  Raises: ValueError when the batch sizes differ.
+    Args: `assign(cost, dimension) -> rows`; `x_0`, `x_1`: (batch, *event); `condition`: tensors of (batch, ...).
+    Returns: (batch,) int64 permutation.  Raises: ValueError for noise and data of different shapes, or an unknown mode.
     """
     if x_0.shape != x_1.shape:
         raise ValueError(f"a coupling needs noise and data of one shape, got {tuple(x_0.shape)} and {tuple(x_1.shape)}.")
     dimension = x_1[0].numel()
     tensors = list((condition or {}).values()) if mode != "ignore" else []
+    if mode not in get_args(ConditionMode):
+        raise ValueError(f"unknown condition_mode {mode!r}; choose one of {', '.join(get_args(ConditionMode))}.")
     as_labels = [c for c in tensors if mode == "labels" or (mode == "auto" and not c.is_floating_point())]
     as_cost = [c for c in tensors if mode == "cost" or (mode == "auto" and c.is_floating_point())]
     groups = _equal_rows(as_labels, x_1.shape[0])
@@ -197,7 +207,7 @@ def conditional_permutation(
     for rows in groups:
         cost = squared_distances(x_0[rows], x_1[rows])
         for c in as_cost:
-            cost = cost + weight * squared_distances(c[rows].float(), c[rows].float())
+            cost = cost + weight * squared_distances(c[rows], c[rows])
         result[rows] = rows[torch.from_numpy(np.asarray(assign(cost, dimension), dtype=np.int64))]
     return result
 
@@ -206,7 +216,7 @@ def _equal_rows(labels: list[Tensor], size: int) -> list[Tensor]:
     """Index sets of the rows whose labels are all equal; one set of all rows when there are no labels."""
     if not labels:
         return [torch.arange(size)]
-    keys = torch.cat([label.reshape(size, -1).cpu().long() for label in labels], dim=1)
+    keys = torch.cat([label.reshape(size, -1).cpu().double() for label in labels], dim=1)
     group = torch.unique(keys, dim=0, return_inverse=True)[1]
     return [torch.nonzero(group == g).flatten() for g in range(int(group.max()) + 1)]
 

@@ -1,14 +1,14 @@
 """Pairs (x_0, x_1, condition) for training on reconstructions, made once with a frozen base and kept as a bank.
 
-The pairing is the method: reconstruction fits E[x_1 | x_0, c], so noise that is independent of the data teaches the mean (collapse), and pairs
-that change from step to step blur the basins. Every builder returns a `Batch` with one row a pair.
+The pairing is the method: reconstruction fits E[x_1 | x_0, c], so noise that is independent of the data teaches the mean
+(collapse), and pairs that change from step to step blur the basins. Every builder returns a `Batch` with one row a pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ class PairsConfig:
     """How the noise of a reconstruction is paired with its data point."""
 
     name: PairsName = "ot_output"
-    """ot_output: exact assignment to the frozen base's outputs (unconditional models; within equal labels for labelled ones); best_of_k: of k noises
-    the one whose frozen-base output is nearest (vector conditions); self: x_1 is the base's own fine solution (fewer steps, no data); fixed: exact
-    assignment of noise to data; inverse: reverse ODE from the data; sorted: exact, re-drawn in every batch (harms on multi-modal data);
-    independent: fresh noise, collapses to the mean, refused unless `allow_independent`."""
+    """ot_output: exact assignment to the frozen base's outputs (unconditional models; within equal labels for labelled ones);
+    best_of_k: of k noises the one whose frozen-base output is nearest (vector conditions); self: x_1 is the base's own fine
+    solution (fewer steps, no data); fixed: exact assignment of noise to data; inverse: reverse ODE from the data; sorted: exact,
+    re-drawn in every batch (harms on multi-modal data); independent: fresh noise, collapses to the mean, refused unless
+    `allow_independent`."""
     num_steps: int = 16
     """Steps of the frozen base when a bank is made (self: of the fine solution that is learned; inverse: of the reverse ODE)."""
     solver: FixedMethod = "heun"
@@ -49,6 +50,8 @@ class PairsConfig:
     """Allow `independent` for an experiment that wants to see the collapse."""
 
     def __post_init__(self) -> None:
+        if self.name not in get_args(PairsName):
+            raise ValueError(f"unknown pairs {self.name!r}; choose one of {', '.join(get_args(PairsName))}.")
         if self.name == "independent" and not self.allow_independent:
             raise ValueError(
                 "pairs 'independent' make reconstruction fit E[x_1 | condition]: every sample collapses to the mean of its condition (mode "
@@ -131,6 +134,8 @@ class PairBuilder:
             better = distance < best
             best = torch.where(better, distance, best)
             chosen[better] = x_0[better]
+        if not torch.isfinite(best).all():
+            raise ValueError("best_of_k found no finite output of the base for some data points: the base's solver diverges.")
         return replace(data, x_0=chosen)
 
     def _self(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,9 +48,8 @@ class ReplayBank:
             noise = shard.rows(torch.randn(size, *self.z_1.shape[1:], generator=generator))
             x_t, _, t = LINEAR.sample(noise, self.z_1[index], t)
             return Batch(self.z_1[index], condition, x_t=x_t, t=t)
-        nodes = len(self.times)
-        node = (t * nodes).long().clamp(max=nodes - 1)
         grid = torch.tensor(self.times, dtype=torch.float32)
+        node = torch.searchsorted(grid, t, right=True) - 1  # the last node at or before t, also on a shifted grid
         return Batch(self.z_1[index], condition, x_t=self.states[node, index], v_t=self.velocities[node, index], t=grid[node])
 
     def with_velocity(self, batch: Batch) -> Batch:
@@ -82,12 +81,14 @@ def build_replay(
 ) -> ReplayBank:
     """Draw the bank once: `num_samples` samples of the base for conditions drawn from `conditions`.
 
-    Args: `conditions`: rows of the base's own conditions (empty for an unconditional base); `event_shape`: of one sample; `base_coupling`: the
-    coupling the base was trained with, which `states="auto"` goes by.  Raises: ValueError when fewer than one sample is asked for, or
-    `interpolant` for a base whose coupling is known to be dependent.
+    Args: `conditions`: rows of the base's own conditions (empty for an unconditional base); `event_shape`: of one sample;
+    `base_coupling`: the coupling the base was trained with, which `states="auto"` goes by.
+    Raises: ValueError when fewer than one sample is asked for, or `interpolant` for a base whose coupling is known to be dependent.
     """
     if num_samples < 1:
         raise ValueError(f"a replay bank needs at least one sample, got num_samples = {num_samples}.")
+    if states not in get_args(ReplayStates):
+        raise ValueError(f"unknown replay states {states!r}; choose one of {', '.join(get_args(ReplayStates))}.")
     if states == "auto":
         states = "interpolant" if base_coupling == "independent" else "trajectory"
     elif states == "interpolant" and base_coupling not in ("independent", "unknown"):
@@ -104,7 +105,7 @@ def build_replay(
 
 
 def _velocity_at(reference: FrozenVelocity, x: Tensor, t: float, condition: dict[str, Tensor], batch_size: int) -> Tensor:
-    """v(x, t): one Euler step of unit length from x, less x, would be the same; this is the field itself, in batches."""
+    """v(x, t | condition) on the CPU, in batches on the device of the reference."""
     device = next((p.device for p in reference.parameters()), x.device)
     parts = []
     for start in range(0, x.shape[0], batch_size):

@@ -24,13 +24,14 @@ def generate(
     progress: str | None = None,
     trajectory: bool = False,
 ) -> Tensor:
-    """Integrate a field from `x_0`, batch by batch on the field's device, in eval mode.
+    """Integrate a field from `x_0`, batch by batch on the field's device, in eval mode; every module gets its mode back.
 
-    Args: `x_0`: (n, *event); `condition`: (n, ...) tensors; `times`, `method`: as `solvers.integrate`; `progress`: a title for a progress bar.
+    Args: `x_0`: (n, *event); `condition`: (n, ...) tensors; `times`, `method`: as `solvers.integrate`;
+    `progress`: a title for a progress bar.
     Returns: (n, *event) on the CPU, or (len(times), n, *event) with `trajectory`.
     """
     device = next((p.device for p in velocity.parameters()), torch.device("cpu"))
-    training = velocity.training
+    training = [module for module in velocity.modules() if module.training]
     velocity.eval()
     parts = []
     for start in tqdm(range(0, x_0.shape[0], batch_size), desc=progress, disable=progress is None, leave=False):
@@ -38,7 +39,8 @@ def generate(
         field = velocity.field({key: value[rows].to(device) for key, value in condition.items()})
         solution = integrate(field, x_0[rows].to(device), times, method, trajectory=trajectory)
         parts.append((solution.trajectory if trajectory else solution.x).cpu())
-    velocity.train(training)
+    for module in training:
+        module.training = True
     return torch.cat(parts, dim=1 if trajectory else 0)
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .conventions import shift_t
 
+TimeDensityName = Literal["uniform", "logit_normal", "beta"]
+TemperatureName = Literal["linear", "cosine", "exponential", "alpha_linear", "alpha_cosine", "step"]
+
+
+def _known(what: str, name: str, names: Any) -> None:
+    if name not in get_args(names):
+        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(get_args(names))}.")
+
 
 @dataclass(frozen=True)
 class TimeDensity:
     """The density of the training time, in the papers' direction (t = 0 noise, t = 1 data), then shifted as in sampling."""
 
-    name: Literal["uniform", "logit_normal", "beta"] = "uniform"
+    name: TimeDensityName = "uniform"
     """uniform; logit_normal: sigmoid(mean + std z) (Esser et al. 2024); beta: Beta(a, b) (pi0 uses Beta(1, 1.5) near the noise)."""
     mean: float = 0.0
     """logit_normal: mean of the logit."""
@@ -30,7 +38,8 @@ class TimeDensity:
     """The scheduler's shift, so that training and sampling agree; 1 does nothing."""
 
     def __post_init__(self) -> None:
-        if min(self.std, self.a, self.b, self.shift) <= 0:
+        _known("time density", self.name, TimeDensityName)
+        if not all(value > 0 for value in (self.std, self.a, self.b, self.shift)):
             raise ValueError(f"std, a, b and shift of a time density must be positive, got {self}.")
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -54,7 +63,7 @@ class TemperatureSchedule:
     stops on purpose between the base and the target (the bias left is known: theory of Gradual Fine-Tuning, arXiv 2601.22495).
     """
 
-    name: Literal["linear", "cosine", "exponential", "alpha_linear", "alpha_cosine", "step"] = "alpha_linear"
+    name: TemperatureName = "alpha_linear"
     """Which quantity moves how: tau linearly / by a cosine / exponentially, alpha linearly / by a cosine, or tau in equal steps."""
     initial_temperature: float = 19.0
     """tau at the start; alpha there is 1 / (1 + tau), which must be above zero: at alpha = 0 nothing is learned."""
@@ -68,6 +77,7 @@ class TemperatureSchedule:
     """exponential: the temperature from which it drops to a final temperature of zero, which an exponential never reaches."""
 
     def __post_init__(self) -> None:
+        _known("temperature schedule", self.name, TemperatureName)
         if self.final_temperature < 0 or not math.isfinite(self.final_temperature):
             raise ValueError(f"final_temperature must be a number >= 0, got {self.final_temperature}.")
         if not (self.final_temperature <= self.initial_temperature and math.isfinite(self.initial_temperature)):
@@ -75,7 +85,7 @@ class TemperatureSchedule:
                 f"initial_temperature must be finite and at least final_temperature, got {self.initial_temperature} and "
                 f"{self.final_temperature}; a negative temperature has no meaning."
             )
-        if not 0 < self.end <= 1 or self.num_stages < 2 or not self.exponential_floor > 0:
+        if not (0 < self.end <= 1 and self.num_stages >= 2 and self.exponential_floor > 0):
             raise ValueError(f"need 0 < end <= 1, num_stages >= 2 and exponential_floor > 0, got {self}.")
 
     def temperature(self, progress: float) -> float:
@@ -95,10 +105,10 @@ class TemperatureSchedule:
         if self.name == "cosine":
             return final + (start - final) * bell
         if self.name == "exponential":
-            last = max(final, min(self.exponential_floor, start))
+            last = final if final > 0 else min(self.exponential_floor, start)
             return start * (last / start) ** r if start > 0 else final
         if self.name == "step":
-            stage = int(r * self.num_stages)
+            stage = min(int(r * self.num_stages), self.num_stages - 1)
             return final + (start - final) * (1 - stage / (self.num_stages - 1))
         alpha_start, alpha_final = 1 / (1 + start), 1 / (1 + final)
         weight = r if self.name == "alpha_linear" else 1 - bell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import ModelMixin
@@ -19,12 +19,14 @@ class Velocity(nn.Module):
     """A network as a velocity field, v = dx/dt with t = 0 noise and t = 1 data.
 
     `convention` says how the network speaks: `diffusers`: `model(sample, timestep, **condition)` returns noise - data at timestep
-    1000 (1 - t) (every flow model of diffusers); `flow`: `model(x, t, **condition)` returns v itself with `t`: (batch,). By default a
-    diffusers `ModelMixin` speaks `diffusers` and any other `nn.Module` speaks `flow`.
+    1000 (1 - t) (every flow model of diffusers); `flow`: `model(x, t, **condition)` returns v itself with `t`: (batch,). By
+    default a diffusers `ModelMixin` speaks `diffusers` and any other `nn.Module` speaks `flow`.
     """
 
     def __init__(self, model: nn.Module, convention: Convention | None = None):
         super().__init__()
+        if convention not in (None, *get_args(Convention)):
+            raise ValueError(f"unknown convention {convention!r}; choose one of {', '.join(get_args(Convention))}.")
         self.model = model
         self.convention = convention or ("diffusers" if isinstance(model, ModelMixin) else "flow")
 
@@ -32,15 +34,16 @@ class Velocity(nn.Module):
         """v(x, t | condition).
 
         Args: `x`: (batch, *event); `t`: a float, a 0-dim tensor or (batch,), in [0, 1]; `condition`: tensors of (batch, ...).
-        Returns: (batch, *event), in the dtype of `x`.  Raises: ValueError when the model's output has another shape than `x`.
+        Returns: (batch, *event), in the dtype of `x`.  Raises: ValueError when the model's output has another shape than `x`, or
+        `t` is neither one number nor one a sample.
         """
-        dtype = next((p.dtype for p in self.model.parameters()), x.dtype)
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
         sample = x if x.dtype == dtype else x.to(dtype)
         if self.convention == "diffusers":
-            timestep = _rows(timestep_from_sigma(sigma_from_t(t)), x)
+            timestep = _rows(timestep_from_sigma(sigma_from_t(_float32(t))), x)
             v = velocity_from_output(self.model(sample, timestep, return_dict=False, **condition)[0])
         else:
-            v = self.model(sample, _rows(t, x), **condition)
+            v = self.model(sample, _rows(_float32(t), x), **condition)
         if v.shape != x.shape:
             raise ValueError(
                 f"a velocity has the shape of its sample, but the model maps {tuple(x.shape)} to {tuple(v.shape)}; "
@@ -54,9 +57,16 @@ class Velocity(nn.Module):
         return lambda x, t: self(x, t, **fixed)
 
 
+def _float32(t: float | Tensor) -> float | Tensor:
+    """Time never coarser than float32, whatever the precision of the samples; Python floats stay double."""
+    return t if not isinstance(t, Tensor) or t.dtype == torch.float64 else t.float()
+
+
 def _rows(t: float | Tensor, x: Tensor) -> Tensor:
-    """Time as (batch,) float32 on the device of x, whatever the precision of x."""
+    """Time as (batch,) float32 on the device of x."""
     if isinstance(t, Tensor):
+        if t.ndim and t.shape != x.shape[:1]:
+            raise ValueError(f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}.")
         return t.to(x.device, torch.float32).expand(x.shape[0])
     return torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
 
@@ -82,7 +92,7 @@ class FrozenVelocity(Velocity):
 class GuidedVelocity(Velocity):
     """Classifier-free guidance: v = v(null) + scale (v(condition) - v(null)), both in one forward pass of twice the batch.
 
-    `null_condition`: for each condition the value that means "none", broadcast over the batch (Ho & Salimans 2022).
+    `null_condition`: for each condition the number, or the tensor of one row, that means "none" (Ho & Salimans 2022).
     """
 
     def __init__(self, velocity: Velocity, scale: float, null_condition: dict[str, Any]):
@@ -95,7 +105,8 @@ class GuidedVelocity(Velocity):
         missing = set(condition) - set(self.null_condition)
         if missing:
             raise ValueError(f"guidance needs a null value for {sorted(missing)}; the model was trained without one.")
-        both = {key: torch.cat([torch.full_like(c, self.null_condition[key]), c]) for key, c in condition.items()}
+        null = {key: torch.as_tensor(self.null_condition[key]).to(c).expand_as(c) for key, c in condition.items()}
+        both = {key: torch.cat([null[key], c]) for key, c in condition.items()}
         t_both = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         without, with_condition = super().forward(torch.cat([x, x]), t_both, **both).chunk(2)
         return without + self.scale * (with_condition - without)

@@ -38,17 +38,17 @@ class Objective(nn.Module):
     def draw(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
         """Everything random or expensive about one effective batch that does not need the trained network: noise, times, pairs.
 
-        Args: `batch`: this process's rows of the effective batch, on the CPU; `generator`: keyed by the step, the same on every process:
-        draw for the GLOBAL batch (`len(batch) * shard.world_size` rows) and keep `shard.rows(...)`, so that the result does not depend on how the
-        batch is divided. May run ahead in a thread (in a single process).
+        Args: `batch`: this process's rows of the effective batch, on the CPU; `generator`: keyed by the step, the same on every
+        process: draw for the GLOBAL batch (`len(batch) * shard.world_size` rows) and keep `shard.rows(...)`, so that the result
+        does not depend on how the batch is divided. May run ahead in a thread (in a single process).
         """
         return batch
 
     def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The loss of one micro-batch and numbers to log.
 
-        Args: `velocity`: the trained field; `batch`: as `draw` returned it, on the device; `step`: the optimiser step; `generator`: keyed by the
-        step, the same for every micro-batch and process.
+        Args: `velocity`: the trained field; `batch`: as `draw` returned it, on the device; `step`: the optimiser step;
+        `generator`: keyed by the step, the same for every micro-batch and process.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(velocity, batch, step, generator).")
 

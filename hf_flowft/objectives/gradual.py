@@ -29,10 +29,12 @@ class GradualObjective(FlowMatchingObjective):
 
         L = E w_t || v(x_t, t, c) - y ||^2,   y = alpha v_t + (1 - alpha) v_ref(x_t, t, c),   alpha = 1 / (1 + tau(step / num_steps))
 
-    At the base's own weights the gradient is alpha times that of flow matching; at alpha = 1 the loss IS flow matching. Any coupling is
-    allowed. Annealed to temperature 0 it ends where plain fine-tuning ends, and forgets as much: stop above zero, or use `ReplayObjective`.
+    At the base's own weights the gradient is alpha times that of flow matching; at alpha = 1 the loss IS flow matching. Any
+    coupling is allowed. Annealed to temperature 0 it ends where plain fine-tuning ends, and forgets as much: stop above zero, or
+    use `ReplayObjective`.
 
-    Args: `reference`: the frozen base; `schedule`: tau over the run; `num_steps`: optimiser steps of the run; the rest as `FlowMatchingObjective`.
+    Args: `reference`: the frozen base; `schedule`: tau over the run; `num_steps`: optimiser steps of the run;
+    the rest as `FlowMatchingObjective`.
     """
 
     name = "gft"
@@ -95,6 +97,7 @@ class ReplayObjective(FlowMatchingObjective):
             raise ValueError(f"the replay weight is a temperature and must be >= 0, got {weight}.")
         super().__init__(path, coupling, times, weighting)
         self.replay, self.weight = replay, weight
+        self.reference = replay.reference  # registered, so that it goes to the objective's device
 
     def draw(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
         """The target batch as in flow matching, and beside it a replay batch of the same size."""

@@ -1,10 +1,10 @@
-"""Maximum likelihood of reconstructions (MLE): run the solver inside the loss and fit its end to the paired data point (arXiv 2510.02081)."""
+"""Maximum likelihood of reconstructions (MLE): solve inside the loss and fit the end to the paired data point (arXiv 2510.02081)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..batch import Batch
 from ..conventions import time_grid
 from ..couplings import Coupling, Shard, couple
 from ..gradients import GradientMode, solve
+from ..solvers import tableau
 from ..velocity import Velocity
 from .base import Logs, Objective, Paper
 
@@ -25,15 +26,16 @@ class ReconstructionObjective(Objective):
 
         scalar    mean over coordinates of e_i^2                            e = x_1 - phi(x_0, c)
         diagonal  mean of e_i^2 / s_i^2 with a fixed `variance` s^2
-        learned   mean of (e_i^2 / s_i^2 + log s_i^2) / 2, s_i^2 >= 1e-6 trained with the model
+        learned   mean of (e_i^2 / s_i^2 + log s_i^2) / 2, s_i^2 > 1e-6 trained with the model
 
     Batches bring their own `x_0` from a bank of pairs (see `pairs`); a `coupling` instead pairs fresh noise in every batch, which harms on
     multi-modal data; the independent coupling is refused unless `allow_independent`, because E[x_1 | x_0, c] is then the mean.
 
-    Args: `num_steps`: N, or several of which one is drawn at every step (a model trained at one N is bad at the others); `solver`: a fixed-step
-    method; `shift`: the scheduler's, so that training and sampling use one grid; `gradient`, `last_steps`: see `gradients.solve`;
-    `variance`: (*event), for `diagonal`; `event_shape`: for `learned`; `mixture`, `mixture_weight`: another objective (flow matching, GFT) added
-    to the loss.  Raises: ValueError for N < 1 or independent pairs.
+    Args: `num_steps`: N, or several of which one is drawn at every step (a model trained at one N is bad at the others);
+    `solver`: a fixed-step method; `shift`: the scheduler's, so that training and sampling use one grid;
+    `gradient`, `last_steps`: see `gradients.solve`; `variance`: (*event), for `diagonal`; `event_shape`: for `learned`;
+    `mixture`, `mixture_weight`: another objective (flow matching, GFT) added to the loss.
+    Raises: ValueError for N < 1, independent pairs, or an unknown covariance or solver.
     """
 
     name = "mle"
@@ -65,9 +67,12 @@ class ReconstructionObjective(Objective):
         super().__init__()
         if coupling is not None and coupling.name == "independent" and not allow_independent:
             raise ValueError(
-                "independent pairs make reconstruction fit E[x_1 | condition], the mean: every mode collapses. Give batches with x_0 from a bank "
-                "(pairs: ot_output, best_of_k, self ...), or pass allow_independent=True for an experiment."
+                "independent pairs make reconstruction fit E[x_1 | condition], the mean: every mode collapses. Give batches with "
+                "x_0 from a bank (pairs: ot_output, best_of_k, self ...), or pass allow_independent=True for an experiment."
             )
+        if covariance not in get_args(Covariance):
+            raise ValueError(f"unknown covariance {covariance!r}; choose one of {', '.join(get_args(Covariance))}.")
+        tableau(solver)
         counts = [num_steps] if isinstance(num_steps, int) else list(num_steps)
         self.grids = [time_grid(n, shift) for n in counts]
         if not self.grids:
@@ -126,5 +131,5 @@ class ReconstructionObjective(Objective):
             return squares.mean()
         if self.covariance == "diagonal":
             return (squares / self.variance).mean()
-        variance = self.log_variance.exp().clamp(min=VARIANCE_FLOOR)
+        variance = VARIANCE_FLOOR + self.log_variance.exp()  # a sum: a clamp would have no gradient below the floor
         return 0.5 * (squares / variance + variance.log()).mean()
