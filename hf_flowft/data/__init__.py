@@ -1,0 +1,32 @@
+"""Data sets for flows: one file a kind of data, each a typed config and a loader that returns `FlowData`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .digits import DigitsConfig, load_digits
+from .flow_data import FlowData, Normalisation
+from .images import ImagesConfig, load_images
+from .toy import ToyConfig, load_toy
+from .vectors import VectorsConfig, from_tensors, load_vectors
+
+DATA: dict[str, tuple[type, Callable[[Any], FlowData]]] = {
+    "toy": (ToyConfig, load_toy),
+    "digits": (DigitsConfig, load_digits),
+    "images": (ImagesConfig, load_images),
+    "vectors": (VectorsConfig, load_vectors),
+}
+
+__all__ = [
+    "DATA",
+    "DigitsConfig",
+    "FlowData",
+    "ImagesConfig",
+    "Normalisation",
+    "ToyConfig",
+    "VectorsConfig",
+    "from_tensors",
+    "load_digits",
+    "load_images",
+    "load_toy",
+    "load_vectors",
+]

@@ -1,8 +1,24 @@
-"""Training objectives: one file each. A new method is a subclass of `Objective`."""
+"""Training objectives: one file each. A new method is a subclass of `Objective` with its settings, and a line in OBJECTIVES."""
 
-from .base import Logs, Objective, Paper
-from .flow_matching import FlowMatchingObjective
-from .gradual import GradualObjective, ReplayObjective
-from .reconstruction import ReconstructionObjective
+from .base import Logs, Objective, ObjectiveConfig, ObjectiveContext, Paper
+from .flow_matching import FlowMatchingConfig, FlowMatchingObjective
+from .gradual import GradualConfig, GradualObjective, ReplayObjective
+from .reconstruction import ReconstructionConfig, ReconstructionObjective
 
-__all__ = ["FlowMatchingObjective", "GradualObjective", "Logs", "Objective", "Paper", "ReconstructionObjective", "ReplayObjective"]
+OBJECTIVES: dict[str, type] = {"fm": FlowMatchingConfig, "gft": GradualConfig, "mle": ReconstructionConfig}
+
+__all__ = [
+    "OBJECTIVES",
+    "FlowMatchingConfig",
+    "FlowMatchingObjective",
+    "GradualConfig",
+    "GradualObjective",
+    "Logs",
+    "Objective",
+    "ObjectiveConfig",
+    "ObjectiveContext",
+    "Paper",
+    "ReconstructionConfig",
+    "ReconstructionObjective",
+    "ReplayObjective",
+]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
 from ..couplings import Shard
-from ..velocity import Velocity
+from ..pairs import PairsConfig
+from ..times import TemperatureSchedule
+from ..velocity import FrozenVelocity, Velocity
 
 Logs = dict[str, "float | Tensor"]
 """Numbers to log beside the loss; tensors are detached scalars, read only when they are shown."""
@@ -51,6 +54,40 @@ class Objective(nn.Module):
         `generator`: keyed by the step, the same for every micro-batch and process.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(velocity, batch, step, generator).")
+
+
+@dataclass(frozen=True)
+class ObjectiveContext:
+    """What a run knows when it builds its objective from settings.
+
+    `reference`: the frozen base, None when training starts from nothing; `conditions`: rows of the base's own conditions; `base_coupling`: the
+    coupling it was trained with; `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data.
+    """
+
+    event_shape: tuple[int, ...]
+    num_steps: int
+    reference: FrozenVelocity = None
+    conditions: dict[str, Tensor] = field(default_factory=dict)
+    base_coupling: str = "unknown"
+    temperature: TemperatureSchedule = TemperatureSchedule()
+    pairs: PairsConfig = PairsConfig()
+    shift: float = 1.0
+    seed: int = 0
+    variance: Tensor = None
+    progress: bool = True
+
+    def require_reference(self, method: str) -> FrozenVelocity:
+        """The frozen base.  Raises: ValueError when the run has none."""
+        if self.reference is None:
+            raise ValueError(f"{method} fine-tunes a pretrained model: set model.name to pretrained and model.path to its pipeline.")
+        return self.reference
+
+
+class ObjectiveConfig(Protocol):
+    """The settings of one objective: a frozen dataclass that builds it."""
+
+    def build(self, context: ObjectiveContext) -> Objective:
+        """The objective."""
 
 
 def mean_square(x: Tensor) -> Tensor:

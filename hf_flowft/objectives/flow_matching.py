@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..couplings import Coupling, IndependentCoupling, Shard, couple
+from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard, couple
 from ..paths import LINEAR, Path
 from ..solvers import NoiseSchedule
 from ..times import TimeDensity
 from ..velocity import Velocity
-from .base import Logs, Objective, Paper, mean_square
+from .base import Logs, Objective, ObjectiveContext, Paper, mean_square
 
 Weighting = Literal["one", "kl"]
 WEIGHTED_TIMES = (1e-6, 1 - 1e-3)
@@ -94,3 +94,19 @@ class FlowMatchingObjective(Objective):
     def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The weighted squared error of the velocity."""
         return self.regression(velocity(batch.x_t, batch.t, **batch.condition), self.target(batch, step), batch.t), {}
+
+
+@dataclass(frozen=True)
+class FlowMatchingConfig:
+    """Plain flow matching: pretraining and plain fine-tuning."""
+
+    coupling: Literal["independent", "ot", "sinkhorn"] = "independent"
+    """How noise and data of a batch are paired; OT respects conditions."""
+    times: TimeDensity = field(default_factory=TimeDensity)
+    """Density of the training time."""
+    weighting: Weighting = "one"
+    """one, or kl: the weight of the path KL."""
+
+    def build(self, context: ObjectiveContext) -> FlowMatchingObjective:
+        """The objective."""
+        return FlowMatchingObjective(coupling=COUPLINGS[self.coupling](), times=self.times, weighting=self.weighting)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..couplings import Coupling, IndependentCoupling, Shard
+from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard
 from ..paths import LINEAR, Path
-from ..replay import ReplayBank
+from ..randomness import keyed_generator
+from ..replay import ReplayBank, ReplayStates, build_replay
 from ..times import TemperatureSchedule, TimeDensity
 from ..velocity import FrozenVelocity, Velocity
-from .base import Logs, Paper, mean_square
+from .base import Logs, Objective, ObjectiveContext, Paper, mean_square
 from .flow_matching import FlowMatchingObjective, Weighting
 
 PAPER = Paper(
@@ -114,3 +116,42 @@ class ReplayObjective(FlowMatchingObjective):
         target_loss = self.regression(v[: len(batch)], batch.v_t, batch.t)
         replay_loss = mean_square(v[len(batch) :] - old.v_t).mean()
         return target_loss + self.weight * replay_loss, {"target_loss": target_loss.detach(), "replay_loss": replay_loss.detach()}
+
+
+@dataclass(frozen=True)
+class GradualConfig:
+    """Gradual fine-tuning; the temperature is `train.temperature`."""
+
+    measure: Literal["target", "replay"] = "replay"
+    """replay: learn without forgetting (the base's own samples stand beside the data); target: anneal from the base to the data."""
+    coupling: Literal["independent", "ot", "sinkhorn"] = "independent"
+    """How noise and data of a batch are paired."""
+    times: TimeDensity = field(default_factory=TimeDensity)
+    """Density of the training time."""
+    weighting: Weighting = "one"
+    """one, or kl: the weight of the path KL."""
+    replay_weight: float = 1.0
+    """replay: the constant temperature of the replay term."""
+    replay_samples: int = 2048
+    """replay: samples of the base in the bank."""
+    replay_states: ReplayStates = "auto"
+    """replay: interpolant (a base trained with the independent coupling), trajectory (any base), or auto, by the base's recorded coupling."""
+
+    def build(self, context: ObjectiveContext) -> Objective:
+        """The objective; the replay bank is drawn here."""
+        reference = context.require_reference("gft")
+        common = {"coupling": COUPLINGS[self.coupling](), "times": self.times, "weighting": self.weighting}
+        if self.measure == "target":
+            return GradualObjective(reference, context.temperature, context.num_steps, **common)
+        bank = build_replay(
+            reference,
+            context.conditions,
+            context.event_shape,
+            keyed_generator(context.seed, "replay"),
+            states=self.replay_states,
+            base_coupling=context.base_coupling,
+            num_samples=self.replay_samples,
+            shift=context.shift,
+            progress=context.progress,
+        )
+        return ReplayObjective(bank, self.replay_weight, **common)

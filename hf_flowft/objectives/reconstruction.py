@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..conventions import time_grid
-from ..couplings import Coupling, Shard, couple
+from ..couplings import Coupling, IndependentCoupling, OTCoupling, Shard, couple
 from ..gradients import GradientMode, solve
-from ..solvers import tableau
+from ..solvers import FixedMethod, tableau
 from ..velocity import Velocity
-from .base import Logs, Objective, Paper
+from .base import Logs, Objective, ObjectiveContext, Paper
+from .flow_matching import FlowMatchingObjective
+from .gradual import GradualObjective
 
 Covariance = Literal["scalar", "diagonal", "learned"]
 VARIANCE_FLOOR = 1e-6
@@ -133,3 +135,46 @@ class ReconstructionObjective(Objective):
             return (squares / self.variance).mean()
         variance = VARIANCE_FLOOR + self.log_variance.exp()  # a sum: a clamp would have no gradient below the floor
         return 0.5 * (squares / variance + variance.log()).mean()
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Maximum likelihood of reconstructions; the pairs are the `pairs` section."""
+
+    num_steps: list[int] = field(default_factory=lambda: [8])
+    """Solver steps inside the loss: the number you will sample with, or several, of which one is drawn at every step."""
+    solver: FixedMethod = "euler"
+    """Solver inside the loss: the one you will sample with."""
+    gradient: GradientMode = "direct"
+    """direct, checkpointed (memory flat in the number of steps), truncated (last steps only) or adjoint."""
+    last_steps: int = 1
+    """truncated: steps the gradient goes through."""
+    covariance: Covariance = "scalar"
+    """scalar: plain squared error; diagonal: divided by the data's variance; learned: trained with the model."""
+    flow_matching_weight: float = 0.0
+    """Weight of a flow-matching loss beside the reconstruction."""
+    anchor_weight: float = 0.0
+    """Weight of a gradual fine-tuning loss (temperature of `train.temperature`) beside the reconstruction."""
+
+    def build(self, context: ObjectiveContext) -> ReconstructionObjective:
+        """The objective.  Raises: ValueError when both mixtures are asked for."""
+        if self.flow_matching_weight and self.anchor_weight:
+            raise ValueError("choose one mixture: objective.flow_matching_weight or objective.anchor_weight.")
+        mixture: Objective | None = FlowMatchingObjective() if self.flow_matching_weight else None
+        if self.anchor_weight:
+            mixture = GradualObjective(context.require_reference("mle with an anchor"), context.temperature, context.num_steps)
+        in_batch: dict[str, Coupling] = {"sorted": OTCoupling(), "independent": IndependentCoupling()}
+        return ReconstructionObjective(
+            self.num_steps,
+            self.solver,
+            shift=context.shift,
+            gradient=self.gradient,
+            last_steps=self.last_steps,
+            covariance=self.covariance,
+            variance=context.variance,
+            event_shape=context.event_shape,
+            coupling=in_batch.get(context.pairs.name),
+            allow_independent=context.pairs.allow_independent,
+            mixture=mixture,
+            mixture_weight=self.flow_matching_weight or self.anchor_weight,
+        )

@@ -1,0 +1,44 @@
+"""Where a data set comes from: a file, a folder, or the Hub, always as one `datasets.Dataset`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+
+FILE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+def load_source(path: str, split: str = "train", revision: str = "") -> tuple[Dataset, dict[str, str]]:
+    """Open a data set.
+
+    Args: `path`: a .parquet/.csv/.json/.jsonl file, a folder of such files or of images, or the id of a data set on the Hub.
+    Returns: the split, and facts about where it came from.  Raises: ValueError when nothing is there or it cannot be read.
+    """
+    local = Path(path)
+    try:
+        if local.is_file():
+            if local.suffix not in FILE_BUILDERS:
+                raise ValueError(f"cannot read {path}: known files are {', '.join(FILE_BUILDERS)} (and .npz for vectors).")
+            return load_dataset(FILE_BUILDERS[local.suffix], data_files=str(local), split="train"), {"source": local.name}
+        if local.is_dir():
+            tables = sorted(f for f in local.rglob("*") if f.suffix in FILE_BUILDERS and f.name != "metadata.jsonl")
+            if tables:
+                files = [str(f) for f in tables if f.suffix == tables[0].suffix]
+                return load_dataset(FILE_BUILDERS[tables[0].suffix], data_files=files, split="train"), {"source": local.name}
+            return load_dataset("imagefolder", data_dir=str(local), split="train"), {"source": local.name}
+        dataset = load_dataset(path, split=split, revision=revision or None)
+        return dataset, {"source": path, "split": split, "revision": _revision(dataset) or revision or "unknown"}
+    except ValueError:
+        raise
+    except Exception as error:  # datasets raises a dozen kinds; the user needs one sentence
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot load the data set {path!r}: no such file or folder here, and the Hub says: {reason}") from error
+
+
+def _revision(dataset: Dataset) -> str:
+    """The commit a Hub data set was read at, from its download addresses (hf://datasets/user/name@commit/...)."""
+    for address in dataset.info.download_checksums or {}:
+        if "@" in address:
+            return address.split("@", 1)[1].split("/", 1)[0]
+    return ""

@@ -1,0 +1,336 @@
+"""Sampling, encoding and likelihood of a flow model, under diffusers' pipeline contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..conventions import output_from_velocity, sigma_from_timestep, t_from_sigma, time_grid
+from ..data import FlowData, Normalisation
+from ..likelihood import log_likelihood
+from ..solvers import ADAPTIVE_METHODS, integrate, integrate_adaptive
+from ..velocity import GuidedVelocity, Velocity
+from .loading import load_component, read_index, resolve_folder
+
+CONDITIONS_FILE = "conditions.safetensors"
+MAX_CONDITIONS = 2048
+
+
+@dataclass
+class FlowPipelineOutput(BaseOutput):
+    """`samples`: PIL images, an array or a tensor, in data units; `num_evaluations` of the network for each sample."""
+
+    samples: list[Image.Image] | np.ndarray | Tensor
+    num_evaluations: int
+
+    @property
+    def images(self) -> list[Image.Image] | np.ndarray | Tensor:
+        """The samples, under the name image pipelines use."""
+        return self.samples
+
+
+class FlowPipeline(DiffusionPipeline):
+    """A flow model with its scheduler, its normalisation, and the conditions it was trained under.
+
+    Args:
+        model: a diffusers-style flow model (`VelocityMLP`, `UNet2DModel`, `ViscousFlowModel` ...).
+        scheduler: any flow scheduler.
+        description: JSON-able facts: `event_shape`, `normalisation` {mean, std}, `is_image`, `value_range`, `label_names`, `coupling` it was trained
+            with, `null_condition` for guidance. `describe_data` makes it from a `FlowData`.
+        conditions: rows of the conditions it was trained under (at most 2048), for replay and self pairs; saved with the pipeline.
+    """
+
+    model_cpu_offload_seq = "model"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        model: ModelMixin,
+        scheduler: SchedulerMixin,
+        description: dict[str, Any] | None = None,
+        conditions: dict[str, Tensor] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(model=model, scheduler=scheduler)
+        self.register_to_config(description=dict(description or {}))
+        self.conditions = {key: value[:MAX_CONDITIONS].clone() for key, value in (conditions or {}).items()}
+
+    # ------------------------------------------------------------------------------------------------------ what it knows
+    @property
+    def description(self) -> dict[str, Any]:
+        """The facts it was saved with."""
+        return self.config.description
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        if "event_shape" in self.description:
+            return tuple(self.description["event_shape"])
+        if "event_shape" in self.model.config:
+            return tuple(self.model.config["event_shape"])
+        size = self.model.config["sample_size"]
+        return (self.model.config["in_channels"], *([size, size] if isinstance(size, int) else size))
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Between model units and data units."""
+        return Normalisation(**self.description.get("normalisation", {}))
+
+    @property
+    def shift(self) -> float:
+        """The shift of the scheduler's grid (1 for schedulers without one)."""
+        return float(self.scheduler.config.get("shift", 1.0))
+
+    @property
+    def num_timesteps(self) -> int:
+        """Evaluations of the last call."""
+        return self._num_timesteps
+
+    # ------------------------------------------------------------------------------------------------------------ sampling
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: Sequence[int] | int | Tensor | None = None,
+        condition: Tensor | None = None,
+        *,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 16,
+        sigmas: Sequence[float] | None = None,
+        solver: str | None = None,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> FlowPipelineOutput | tuple[Any, int]:
+        """Draw samples.
+
+        Args:
+            batch_size: number of samples, when no labels or conditions say it.
+            class_labels: one label for all, or one a sample.
+            condition: (batch, condition_dim) vectors.
+            guidance_scale: classifier-free guidance; 1 is off, other values need a model trained with dropped conditions.
+            num_inference_steps: steps of the scheduler's solver.
+            sigmas: a grid of one's own, decreasing from 1.
+            solver: an adaptive method (dopri5 ...) instead of the scheduler, to tolerances `rtol` and `atol`.
+            generator: one, or one a sample.
+            latents: (batch, *event) noise to start from.
+            output_type: pil, np, pt (data units) or latent (model units); default pil for images, np otherwise.
+            callback_on_step_end: called with (pipeline, index, timestep, {names asked for}); may return changed tensors.
+        Raises: ValueError for a wrong output type, missing or unexpected conditions, or an unknown solver.
+        """
+        output_type = self._output_type(output_type)
+        self._check_callback(callback_on_step_end_tensor_inputs)
+        given = self._condition(batch_size, class_labels, condition)
+        batch_size = len(next(iter(given.values()))) if given else batch_size
+        x = self._noise(batch_size, generator, latents)
+        velocity = self.velocity(guidance_scale)
+        if solver is not None:
+            solution = integrate_adaptive(velocity.field(given), x, (0.0, 1.0), self._adaptive(solver), rtol=rtol, atol=atol)
+            x, self._num_timesteps = solution.x, solution.num_evaluations
+        else:
+            x = self._denoise(
+                velocity, x, given, num_inference_steps, sigmas, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
+        samples = self._output(x, output_type)
+        self.maybe_free_model_hooks()
+        return FlowPipelineOutput(samples, self._num_timesteps) if return_dict else (samples, self._num_timesteps)
+
+    def _denoise(self, velocity, x, given, num_steps, sigmas, generator, callback, callback_inputs) -> Tensor:  # type: ignore[no-untyped-def]
+        """The scheduler's loop: one network evaluation a timestep."""
+        self.scheduler.set_timesteps(
+            **({"sigmas": list(sigmas)} if sigmas is not None else {"num_inference_steps": num_steps}), device=x.device
+        )
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        stochastic = {"generator": generator} if "generator" in self._extra_step_arguments() else {}
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for index, timestep in enumerate(timesteps):
+                v = velocity(x, t_from_sigma(sigma_from_timestep(float(timestep))), **given)
+                x = self.scheduler.step(output_from_velocity(v), timestep, x, **stochastic, return_dict=False)[0]
+                if callback is not None:
+                    local = {"latents": x}
+                    x = (callback(self, index, timestep, {name: local[name] for name in callback_inputs}) or {}).get("latents", x)
+                bar.update()
+        return x
+
+    # --------------------------------------------------------------------------------------------------- the other direction
+    @torch.no_grad()
+    def encode(
+        self,
+        x: Tensor,
+        class_labels: Sequence[int] | int | Tensor | None = None,
+        condition: Tensor | None = None,
+        num_steps: int = 64,
+        solver: str = "rk4",
+    ) -> Tensor:
+        """The noise that data points come from, by the reverse ODE: data units (batch, *event) -> noise (batch, *event)."""
+        z = self.normalisation.apply(x.to(self.device, torch.float32))
+        given = self._condition(len(z), class_labels, condition)
+        field = self.velocity().field(given)
+        if solver in ADAPTIVE_METHODS:
+            return integrate_adaptive(field, z, (1.0, 0.0), solver).x
+        return integrate(field, z, time_grid(num_steps, self.shift)[::-1], solver).x
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        class_labels: Sequence[int] | int | Tensor | None = None,
+        condition: Tensor | None = None,
+        *,
+        num_steps: int = 32,
+        solver: str = "rk4",
+        num_probes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """log p(x) in nats, as a density in data units: (batch, *event) -> (batch,).
+
+        Args: `num_probes`: 0 for the exact trace, k for Hutchinson's estimate; by default exact up to 64 dimensions, 4 probes above.
+        """
+        z = self.normalisation.apply(x.to(self.device, torch.float32))
+        given = self._condition(len(z), class_labels, condition)
+        if num_probes is None:
+            num_probes = 0 if z[0].numel() <= 64 else 4
+        times = time_grid(num_steps, self.shift)
+        log_p = log_likelihood(self.velocity().field(given), z, times, solver, num_probes=num_probes, generator=generator)
+        return log_p - self.normalisation.log_volume(self.event_shape)
+
+    def velocity(self, guidance_scale: float = 1.0) -> Velocity:
+        """The model as a velocity field v(x, t, **condition), with guidance.
+
+        Raises: ValueError for guidance of a model that was trained without dropped conditions.
+        """
+        velocity = Velocity(self.model)
+        if guidance_scale == 1:
+            return velocity
+        null = self.description.get("null_condition")
+        if not null:
+            raise ValueError("guidance_scale needs a model trained with train.condition_dropout > 0; this one knows no 'no condition'.")
+        return GuidedVelocity(velocity, guidance_scale, null)
+
+    # --------------------------------------------------------------------------------------------------------------- pieces
+    def _condition(self, batch_size: int, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
+        given: dict[str, Tensor] = {}
+        if class_labels is not None:
+            labels = torch.as_tensor(class_labels, dtype=torch.int64)
+            given["class_labels"] = labels.expand(batch_size) if labels.ndim == 0 else labels
+        if condition is not None:
+            given["condition"] = torch.as_tensor(condition, dtype=torch.float32)
+        wanted = set(self.conditions)
+        if wanted and wanted != set(given):
+            raise ValueError(f"this pipeline is conditioned on {sorted(wanted)}, got {sorted(given) or 'none of them'}.")
+        return {key: value.to(self.device) for key, value in given.items()}
+
+    def _noise(self, batch_size: int, generator: Any, latents: Tensor | None) -> Tensor:
+        shape = (batch_size, *self.event_shape)
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
+        return latents.to(self.device, torch.float32)
+
+    def _extra_step_arguments(self) -> set[str]:
+        import inspect
+
+        return set(inspect.signature(self.scheduler.step).parameters)
+
+    def _output_type(self, output_type: str | None) -> str:
+        known = ("pil", "np", "pt", "latent")
+        chosen = output_type or ("pil" if self.description.get("is_image") else "np")
+        if chosen not in known:
+            raise ValueError(f"output_type must be one of {', '.join(known)}, got {output_type!r}.")
+        if chosen == "pil" and len(self.event_shape) != 3:
+            raise ValueError(f"samples of shape {self.event_shape} are not images; use output_type 'np' or 'pt'.")
+        return chosen
+
+    def _check_callback(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}.")
+
+    @staticmethod
+    def _adaptive(solver: str) -> str:
+        if solver not in ADAPTIVE_METHODS:
+            raise ValueError(
+                f"solver takes an adaptive method ({', '.join(ADAPTIVE_METHODS)}), got {solver!r}; fixed-step ones belong to the scheduler."
+            )
+        return solver
+
+    def _output(self, x: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+        if output_type == "latent":
+            return x
+        data = self.normalisation.undo(x)
+        if output_type == "pt":
+            return data
+        if output_type == "np":
+            return data.cpu().numpy()
+        return to_pil(data, self.description.get("value_range", (0.0, 1.0)))
+
+    # ---------------------------------------------------------------------------------------------------- saving and loading
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the pipeline as diffusers does, safetensors only, and the conditions beside it."""
+        super().save_pretrained(str(save_directory), safe_serialization=True, **kwargs)
+        if self.conditions:
+            save_file({key: value.contiguous() for key, value in self.conditions.items()}, Path(save_directory) / CONDITIONS_FILE)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        token: str | None = None,
+        dtype: torch.dtype | None = None,
+        **components: Any,
+    ) -> FlowPipeline:
+        """Load from a folder, the cache or the Hub; `model=` or `scheduler=` replace a saved component.
+
+        Only classes of `pipelines.loading.KNOWN_CLASSES` are loaded, and no code from the repository is run.
+        Raises: ValueError for anything that is not such a pipeline.
+        """
+        folder = resolve_folder(pretrained_model_name_or_path, revision, cache_dir, token)
+        index = read_index(folder)
+        if index.get("_class_name") != cls.__name__:
+            raise ValueError(f"{folder} holds a {index.get('_class_name')!r}, not a {cls.__name__}.")
+        for name in ("model", "scheduler"):
+            if name not in components:
+                components[name] = load_component(folder, name, index.get(name), dtype)
+        path = folder / CONDITIONS_FILE
+        pipeline = cls(**components, description=index.get("description"), conditions=load_file(path) if path.is_file() else None)
+        pipeline.model.eval()
+        return pipeline
+
+
+def to_pil(data: Tensor, value_range: Sequence[float]) -> list[Image.Image]:
+    """Images in data units (batch, channels, height, width) as PIL, `value_range` mapped to 0..255."""
+    low, high = value_range
+    pixels = ((data - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    return [Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)) for image in pixels]
+
+
+def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
+    """The description of a pipeline trained on a data set with a coupling."""
+    return {
+        "event_shape": list(data.event_shape),
+        "normalisation": {"mean": data.normalisation.mean, "std": data.normalisation.std},
+        "is_image": data.is_image,
+        "value_range": data.facts.get("value_range", [0.0, 1.0]),
+        "label_names": data.label_names,
+        "coupling": coupling,
+    }

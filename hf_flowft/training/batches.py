@@ -1,0 +1,259 @@
+"""Effective batches as a pure function of the step: what makes resume bitwise, and two processes equal to one."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..batch import Batch
+from ..couplings import Shard
+from ..data import FlowData
+from ..objectives import Objective
+from ..randomness import keyed_generator
+
+IN_MEMORY_BYTES = 1 << 30
+
+
+class SampleOrder:
+    """An endless stream of shuffled passes over the rows, cut into effective batches: batch k is rows k B to (k + 1) B of the stream.
+
+    No row is dropped at the end of a pass (a batch may span two passes), and nothing but (seed, step) decides which rows a step sees.
+
+    Raises: ValueError when there are fewer rows than an effective batch, or when the batch does not divide over the processes.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int, shard: Shard = Shard()):
+        if batch_size < 1 or batch_size % shard.world_size:
+            raise ValueError(f"the effective batch of {batch_size} must be a positive multiple of the {shard.world_size} processes.")
+        if num_rows < batch_size:
+            raise ValueError(
+                f"the training set has {num_rows} samples, fewer than the effective batch of {batch_size}: lower train.batch_size "
+                f"(times gradient accumulation) to at most {num_rows}, or add data."
+            )
+        self.num_rows, self.batch_size, self.seed, self.shard = num_rows, batch_size, seed, shard
+        self._passes: dict[int, Tensor] = {}
+
+    def epoch(self, step: int) -> int:
+        """The pass over the data in which a step begins."""
+        return step * self.batch_size // self.num_rows
+
+    def rows(self, step: int) -> Tensor:
+        """This process's rows of the effective batch of a step: (batch_size / world_size,) int64."""
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        parts = []
+        while start < stop:
+            epoch, offset = divmod(start, self.num_rows)
+            take = min(stop - start, self.num_rows - offset)
+            parts.append(self._pass(epoch)[offset : offset + take])
+            start += take
+        return self.shard.rows(torch.cat(parts))
+
+    def _pass(self, epoch: int) -> Tensor:
+        if epoch not in self._passes:
+            self._passes = {k: v for k, v in self._passes.items() if k >= epoch - 1}
+            self._passes[epoch] = torch.randperm(self.num_rows, generator=keyed_generator(self.seed, "order", epoch))
+        return self._passes[epoch]
+
+
+class Rows(Protocol):
+    """Where training batches come from."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
+        """The batches of the steps from `start` on, endlessly, on the CPU."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep to go on with the same rows; empty when the data set itself is the source."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `tensors`, before the first batch."""
+
+
+class MemoryRows:
+    """Rows held in memory as tensors: small data sets, toys."""
+
+    def __init__(self, table: Batch):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
+        """See `Rows`."""
+        step = start
+        while True:
+            yield self.table.rows(order.rows(step))
+            step += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing: the table is read from the data set again."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+class BankRows:
+    """A bank of pairs, made once, or again after every `refresh_epochs` passes over it.
+
+    Args: `build`: makes the bank number k, deterministically (called when it is first needed); `refresh_epochs`: 0 keeps the first bank.
+    """
+
+    def __init__(self, build: Callable[[int], Batch], refresh_epochs: int = 0):
+        self.build, self.refresh_epochs = build, refresh_epochs
+        self.version = -1
+        self.table: Batch = None
+
+    def _use(self, version: int) -> Batch:
+        if version != self.version:
+            self.version, self.table = version, self.build(version)
+        return self.table
+
+    def __len__(self) -> int:
+        return len(self.table if self.table is not None else self._use(0))
+
+    def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
+        """See `Rows`."""
+        step = start
+        while True:
+            version = order.epoch(step) // self.refresh_epochs if self.refresh_epochs else 0
+            yield self._use(version).rows(order.rows(step))
+            step += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The bank in use."""
+        kept = {"x_0": self.table.x_0, "x_1": self.table.x_1, "version": torch.tensor(self.version)}
+        return {**kept, **{f"condition.{key}": value for key, value in self.table.condition.items()}}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with the bank of a checkpoint."""
+        condition = {key.removeprefix("condition."): value for key, value in tensors.items() if key.startswith("condition.")}
+        self.version, self.table = int(tensors["version"]), Batch(tensors["x_1"], condition, x_0=tensors["x_0"])
+
+
+class LoaderRows:
+    """Rows read from the data set when they are needed, by a `DataLoader`: images on disk, large sets."""
+
+    def __init__(self, data: FlowData, num_workers: int = 0):
+        self.data, self.num_workers = data, num_workers
+
+    def __len__(self) -> int:
+        return self.data.counts["train"]
+
+    def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
+        """See `Rows`; the number of workers changes nothing but the speed."""
+        loader = DataLoader(
+            _Fetch(self.data),
+            batch_size=None,
+            sampler=_StepRows(order, start),
+            num_workers=self.num_workers,
+            generator=torch.Generator(),
+            multiprocessing_context="spawn" if self.num_workers else None,
+        )
+        yield from loader
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing: the rows are read from the data set."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+class _Fetch(Dataset):
+    def __init__(self, data: FlowData):
+        self.data = data
+
+    def __getitem__(self, index: list[int]) -> Batch:
+        return self.data.rows("train", index)
+
+
+class _StepRows(Sampler):
+    def __init__(self, order: SampleOrder, start: int):
+        self.order, self.start = order, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while True:
+            yield self.order.rows(step).tolist()
+            step += 1
+
+
+def training_rows(data: FlowData, num_workers: int = 0) -> Rows:
+    """The training split in memory when it is small (up to 1 GiB), from disk otherwise."""
+    size = data.counts["train"] * 4 * int(torch.tensor(data.event_shape).prod())
+    return MemoryRows(data.rows("train")) if size <= IN_MEMORY_BYTES else LoaderRows(data, num_workers)
+
+
+def drawn_batches(
+    rows: Rows, order: SampleOrder, objective: Objective, start: int, seed: int, condition_dropout: ConditionDropout | None = None
+) -> Iterator[Batch]:
+    """The batches of the steps from `start` on with everything drawn for them: noise, times, pairs, dropped conditions.
+
+    Runs ahead in a background thread when the objective's draws are slow and there is a single process (a collective never runs in a thread).
+    """
+    shard = order.shard
+
+    def draws() -> Iterator[Batch]:
+        for step, batch in enumerate(rows.batches(order, start), start):
+            if condition_dropout is not None:
+                batch = condition_dropout(batch, keyed_generator(seed, "dropout", step), shard)
+            yield objective.draw(batch, keyed_generator(seed, "draw", step), shard)
+
+    return prefetched(draws()) if objective.prefetch and shard.world_size == 1 else draws()
+
+
+class ConditionDropout:
+    """Replaces each sample's conditions, all together, by their null values with some probability: for classifier-free guidance."""
+
+    def __init__(self, probability: float, null_condition: dict[str, float]):
+        if not 0 <= probability < 1:
+            raise ValueError(f"condition_dropout must be a probability below 1, got {probability}.")
+        self.probability, self.null_condition = probability, null_condition
+
+    def __call__(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
+        """The batch with some conditions dropped."""
+        drop = shard.rows(torch.rand(len(batch) * shard.world_size, generator=generator) < self.probability)
+        condition = {}
+        for key, value in batch.condition.items():
+            null = torch.full_like(value, self.null_condition[key])
+            condition[key] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), null, value)
+        return batch.with_condition(condition)
+
+
+def prefetched(iterator: Iterator[Batch], depth: int = 3) -> Iterator[Batch]:
+    """The same items, computed ahead in a daemon thread; an exception there is raised here."""
+    items: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in iterator:
+                while not stop.is_set():
+                    try:
+                        items.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+        except BaseException as error:  # handed to the consumer, who raises it
+            items.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item = items.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,169 @@
+"""Judging a velocity: the selection metric on the validation split, and the report on the test split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..conventions import time_grid
+from ..data import FlowData
+from ..metrics.distances import energy_distance, energy_distance_by_label, frechet_distance
+from ..metrics.flow import adaptive_evaluations, held_out_loss, path_geometry
+from ..metrics.modes import diversity, nearest_distance
+from ..randomness import keyed_generator
+from ..sampling import generate
+from ..velocity import Velocity
+from .settings import EvalConfig
+
+SampleMetric = Callable[[Tensor, Batch], float]
+"""metric(samples, held_out) -> a number, lower is better; samples and `held_out.x_1` are in model units and share their conditions."""
+ENERGY_MAX_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Score:
+    """The selection metric of one candidate: a value for each repeat on the target, and on the base's data where there is some."""
+
+    step: int
+    target: list[float]
+    base_domain: list[float]
+
+    @property
+    def value(self) -> float:
+        """Mean over the repeats."""
+        return sum(self.target) / len(self.target)
+
+    @property
+    def forgetting(self) -> float | None:
+        """Mean on the base's data."""
+        return sum(self.base_domain) / len(self.base_domain) if self.base_domain else None
+
+
+def mean_and_error(values: list[float]) -> dict[str, float]:
+    """Mean and standard error of repeats."""
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
+    return {"value": mean, "stderr": spread / math.sqrt(len(values)), "repeats": len(values)}
+
+
+def energy_metric(samples: Tensor, held_out: Batch) -> float:
+    """Energy distance, within labels (averaged over them) where the condition is a label."""
+    labels = held_out.condition.get("class_labels")
+    if labels is None:
+        return float(energy_distance(samples, held_out.x_1))
+    return float(energy_distance_by_label(samples, held_out.x_1, labels, labels))
+
+
+class Evaluator:
+    """Scores velocities on one data set, always with the same noise.
+
+    Args: `data`; `config`; `seed`: of the noise; `shift`: of the sampler's grid; `features`: (n, *event) -> (n, k), for `frechet`; `metric`: a
+    user's own metric instead of the named ones.
+    """
+
+    def __init__(
+        self,
+        data: FlowData,
+        config: EvalConfig,
+        seed: int = 0,
+        shift: float = 1.0,
+        features: Callable[[Tensor], Tensor] | None = None,
+        metric: SampleMetric | None = None,
+    ):
+        self.data, self.config, self.seed, self.shift, self.features, self.user_metric = data, config, seed, shift, features, metric
+        self.metric_name = getattr(metric, "__name__", "metric") if metric is not None else self._choose()
+        if self.metric_name == "frechet" and features is None:
+            raise ValueError("eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric.")
+        self._held_out: dict[str, Batch] = {}
+
+    def _choose(self) -> str:
+        if self.config.metric != "auto":
+            return self.config.metric
+        if self.features is not None:
+            return "frechet"
+        vector_condition = any(key != "class_labels" for key in self.data.condition_columns)
+        return "energy" if math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not vector_condition else "held_out_loss"
+
+    def held_out(self, split: str) -> Batch:
+        """The rows a split is judged on (at most `max_samples`, in order)."""
+        if split not in self._held_out:
+            size = min(self.data.counts[split], self.config.max_samples)
+            self._held_out[split] = self.data.rows(split, range(size))
+        return self._held_out[split]
+
+    def samples(self, velocity: Velocity, held_out: Batch, num_steps: int, repeat: int) -> Tensor:
+        """One sample for each held-out row, under its condition, from noise keyed by the repeat."""
+        x_0 = torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", repeat))
+        times = time_grid(num_steps, self.shift)
+        return generate(velocity, x_0, held_out.condition, times, self.config.solver, batch_size=self.config.batch_size)
+
+    def distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
+        """The metric of one repeat on a split at a number of steps."""
+        held_out = self.held_out(split)
+        if self.metric_name == "held_out_loss":
+            return self._held_out_loss(velocity, held_out, repeat)
+        samples = self.samples(velocity, held_out, num_steps, repeat)
+        if self.user_metric is not None:
+            return float(self.user_metric(samples, held_out))
+        if self.metric_name == "frechet":
+            return float(frechet_distance(self.features(samples), self.features(held_out.x_1)))
+        return energy_metric(samples, held_out)
+
+    def _held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
+        generator = keyed_generator(self.seed, "held out loss", repeat)
+        return held_out_loss(velocity, held_out.x_1, held_out.condition, generator=generator, batch_size=self.config.batch_size)
+
+    def score(self, velocity: Velocity, step: int) -> Score:
+        """The selection metric on the validation splits."""
+        target = self._mean_over_steps(velocity, "validation" if "validation" in self.data.splits else "train")
+        base = self._mean_over_steps(velocity, "base_validation") if "base_validation" in self.data.splits else []
+        return Score(step, target, base)
+
+    def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
+        steps = self.config.select_num_steps[:1] if self.metric_name == "held_out_loss" else self.config.select_num_steps
+        rows = [[self.distance(velocity, split, n, repeat) for n in steps] for repeat in range(self.config.num_repeats)]
+        return [sum(row) / len(row) for row in rows]
+
+    def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
+        """Every number of the report, on the test splits: name -> value, stderr, count, direction."""
+        test = "test" if "test" in self.data.splits else "validation"
+        metrics = self._curve(velocity, test, "target")
+        if "base_test" in self.data.splits:
+            metrics |= self._curve(velocity, "base_test", "base_domain")
+        return {**metrics, **self._flow_numbers(velocity, test)}
+
+    def _curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
+        count = len(self.held_out(split))
+        if self.metric_name == "held_out_loss":
+            values = [self.distance(velocity, split, 1, repeat) for repeat in range(self.config.num_repeats)]
+            return {f"{domain}/held_out_loss": {**mean_and_error(values), "count": count, "direction": "lower"}}
+        result = {}
+        for n in self.config.report_num_steps:
+            values = [self.distance(velocity, split, n, repeat) for repeat in range(self.config.num_repeats)]
+            result[f"{domain}/{self.metric_name}@{n}"] = {**mean_and_error(values), "count": count, "direction": "lower"}
+        return result
+
+    def _flow_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:
+        held_out = self.held_out(split).rows(slice(0, 256))
+        x_0 = torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", "paths"))
+        samples = self.samples(velocity, held_out, max(self.config.report_num_steps), 0)
+        train = self.data.rows("train", range(min(self.data.counts["train"], self.config.max_samples))).x_1
+        geometry = path_geometry(velocity, x_0, held_out.condition, num_steps=16)
+        numbers = {
+            "held_out_loss": (self._held_out_loss(velocity, held_out), "lower"),
+            "path_length": (geometry.path_length, "lower"),
+            "straightness": (geometry.straightness, "lower"),
+            "nfe_dopri5": (adaptive_evaluations(velocity, x_0, held_out.condition), "lower"),
+            "nearest_train": (nearest_distance(samples, train), "neither"),
+            "nearest_train_of_test": (nearest_distance(held_out.x_1, train), "neither"),
+            "diversity": (diversity(samples), "neither"),
+        }
+        return {
+            name: {"value": float(value), "count": len(held_out), "direction": direction} for name, (value, direction) in numbers.items()
+        }

@@ -1,0 +1,88 @@
+"""Do no harm: the base is a candidate, and the best model on held-out data is what a run returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .evaluation import Score
+from .settings import EvalConfig
+
+
+@dataclass
+class Selection:
+    """The candidates seen so far; the first one is the base.
+
+    A candidate is eligible when it keeps within the forgetting limit; the best eligible one is returned if it beats the base by more than
+    `min_delta` standard errors of the paired difference over the repeats, and the base otherwise.
+    """
+
+    config: EvalConfig
+    scores: list[Score] = field(default_factory=list)
+    best: Score = None
+
+    def add(self, score: Score) -> bool:
+        """Enter a candidate; True when it is the best so far (the base, entered first, always is)."""
+        self.scores.append(score)
+        if self.best is None or (self.eligible(score) and score.value < self.best.value):
+            self.best = score
+            return True
+        return False
+
+    @property
+    def base(self) -> Score:
+        """The score of the base."""
+        return self.scores[0]
+
+    def eligible(self, score: Score) -> bool:
+        """Whether a candidate is finite and forgets no more than allowed."""
+        if not math.isfinite(score.value):
+            return False
+        limit = self.config.forgetting_limit
+        return not limit or score.forgetting is None or score.forgetting <= limit * self.base.forgetting
+
+    def improvement(self) -> tuple[float, float]:
+        """How much lower the best is than the base, and the standard error of that difference over the common noise draws."""
+        differences = [b - c for b, c in zip(self.base.target, self.best.target, strict=True)]
+        mean = sum(differences) / len(differences)
+        spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1))
+        return mean, spread / math.sqrt(len(differences))
+
+    @property
+    def improved(self) -> bool:
+        """Whether the best candidate beats the base by more than `min_delta` standard errors."""
+        gain, error = self.improvement()
+        return self.best is not self.base and gain > self.config.min_delta * error
+
+    @property
+    def since_best(self) -> int:
+        """Evaluations since the best one."""
+        return len(self.scores) - 1 - self.scores.index(self.best)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether early stopping says enough."""
+        return bool(self.config.patience) and self.since_best >= self.config.patience
+
+    def verdict(self, metric: str) -> str:
+        """One sentence for the log, the results and the card."""
+        gain, error = self.improvement()
+        if self.improved:
+            return (
+                f"Step {self.best.step} is the best model on the validation split: {metric} {self.best.value:.4g} against {self.base.value:.4g} "
+                f"for the base (lower is better; difference {gain:.3g} +- {error:.2g})."
+            )
+        return (
+            f"Nothing beat the base on the validation split ({metric} {self.base.value:.4g}) by more than {self.config.min_delta:g} standard errors"
+            f"{'' if self.best is self.base else f'; the best attempt was {self.best.value:.4g} at step {self.best.step}'}: the base is returned."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able, for checkpoints and results."""
+        return {"scores": [asdict(score) for score in self.scores], "best_step": self.best.step if self.best else None}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore `state`."""
+        self.scores = [Score(**score) for score in state["scores"]]
+        self.best = next((score for score in self.scores if score.step == state["best_step"]), None)

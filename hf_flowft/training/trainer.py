@@ -1,0 +1,347 @@
+"""The one training loop: every objective, coupling, model and data set goes through `FlowTrainer`."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..batch import Batch
+from ..couplings import Shard
+from ..data import FlowData
+from ..objectives import Logs, Objective
+from ..randomness import keyed_generator, keyed_seed
+from ..velocity import Velocity
+from .batches import ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
+from .callbacks import Callback
+from .checkpoint import (
+    check_same_run,
+    checkpoint_path,
+    find_checkpoint,
+    load_optimizer,
+    load_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from .ema import EMA, copy_into
+from .evaluation import Evaluator, SampleMetric, Score
+from .selection import Selection
+from .settings import EvalConfig, TrainConfig
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or the gradient became NaN or infinite; the last good state has been saved."""
+
+
+class TrainStep(nn.Module):
+    """Velocity and objective as one module whose forward is the loss, so that DDP and autocast see one forward a backward."""
+
+    def __init__(self, velocity: Velocity, objective: Objective):
+        super().__init__()
+        self.velocity, self.objective = velocity, objective
+
+    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """The loss of one micro-batch."""
+        return self.objective(self.velocity, batch, step, generator)
+
+
+@dataclass
+class TrainResult:
+    """What a run returns: `model` carries the best weights (the base's, when nothing beat it)."""
+
+    model: nn.Module
+    step: int
+    improved: bool
+    verdict: str
+    selection: Selection
+    history: list[dict[str, float]]
+    stopped: bool
+
+
+class FlowTrainer:
+    """Fine-tunes (or pretrains) a flow model and returns the best of what it saw, the base included.
+
+    Args:
+        model: any diffusers-style flow model, or a plain `nn.Module` v(x, t, **condition); what requires gradients is trained.
+        data: its `train` split is trained on, `validation` selects, `base_validation` measures forgetting.
+        objective: the loss; any object that obeys `Objective`.
+        train, evaluation: settings.
+        output_dir: where checkpoints go; None writes nothing.
+        seed: of batch order, noise, times and evaluation noise.
+        rows: where training batches come from instead of the training split, e.g. `BankRows` of pairs.
+        shift: of the sampler's grid.
+        null_condition: null values for `condition_dropout`.
+        features, metric: for the evaluation, see `Evaluator`.
+        callbacks: objects that watch the run.
+        identity: the resolved settings of the run, kept in checkpoints so that resuming under others is refused.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: FlowData,
+        objective: Objective,
+        train: TrainConfig = TrainConfig(),
+        evaluation: EvalConfig = EvalConfig(),
+        output_dir: str | Path | None = None,
+        *,
+        seed: int = 0,
+        rows: Rows | None = None,
+        shift: float = 1.0,
+        null_condition: dict[str, float] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        metric: SampleMetric | None = None,
+        callbacks: Sequence[Callback] = (),
+        identity: dict[str, Any] | None = None,
+    ):
+        self.model, self.data, self.config, self.seed = model, data, train, seed
+        self.output_dir = Path(output_dir) if output_dir is not None else None
+        self.callbacks = callbacks
+        self.identity = identity or {"seed": seed, "objective": objective.name, "train": asdict(train), "eval": asdict(evaluation)}
+        self.accelerator = Accelerator(
+            mixed_precision=train.mixed_precision, log_with=train.report_to or None, project_dir=str(self.output_dir or ".")
+        )
+        self.shard = Shard(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.gather)
+        self.rows = rows if rows is not None else training_rows(data, train.num_workers)
+        self.dropout = ConditionDropout(train.condition_dropout, null_condition or {}) if train.condition_dropout else None
+        self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
+        self.selection = Selection(evaluation)
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self._build(objective)
+
+    def _build(self, objective: Objective) -> None:
+        if self.config.gradient_checkpointing:
+            if not getattr(self.model, "_supports_gradient_checkpointing", False):
+                raise ValueError(
+                    f"{type(self.model).__name__} does not support gradient checkpointing; set train.gradient_checkpointing to false."
+                )
+            self.model.enable_gradient_checkpointing()
+        self.objective = objective
+        step = TrainStep(Velocity(self.model), objective)
+        self.trained = {name: p for name, p in step.named_parameters() if p.requires_grad}
+        if not self.trained:
+            raise ValueError("no parameter of the model requires gradients: there is nothing to train.")
+        step.to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            list(self.trained.values()),
+            lr=self.config.learning_rate,
+            betas=self.config.adam_betas,
+            weight_decay=self.config.weight_decay,
+            fused=all(p.dtype == torch.float32 for p in self.trained.values()),
+        )
+        self.ema = EMA(self.trained, self.config.ema_decay, self.config.ema_mode) if self.config.ema_decay else None
+        self.velocity = step.velocity
+        self.train_step, self.optimizer = self.accelerator.prepare(step, optimizer)
+
+    # ------------------------------------------------------------------------------------------------------------- the run
+    def train(self) -> TrainResult:
+        """Train, evaluate along the way, and load the best weights into the model.
+
+        Raises: CheckpointError when a checkpoint cannot be resumed; NonFiniteLossError with the step and rows; ValueError from objective and data.
+        """
+        if self.config.report_to:
+            self.accelerator.init_trackers("hf_flowft", config={})
+        with _private_global_rng(keyed_seed(self.seed, "global", self.shard.rank)), _stop_signals() as stop:
+            if self.config.resume_from_checkpoint:
+                self._resume()
+            self.order = SampleOrder(len(self.rows), self.config.batch_size, self.seed, self.shard)
+            if not self.selection.scores:
+                self._evaluate()
+            batches = drawn_batches(self.rows, self.order, self.objective, self.step, self.seed, self.dropout)
+            stopped = self._loop(batches, stop)
+        if self.config.report_to:
+            self.accelerator.end_training()
+        return self._finish(stopped)
+
+    def _loop(self, batches: Iterator[Batch], stop: threading.Event) -> bool:
+        main = self.accelerator.is_main_process
+        with tqdm(total=self.config.num_steps, initial=self.step, desc=self.objective.name, disable=None if main else True) as bar:
+            self.train_step.train()
+            while self.step < self.config.num_steps and not self.selection.exhausted:
+                logs = self._optimise(next(batches))
+                self.step += 1
+                bar.update()
+                if self.step % self.config.log_every == 0 or self.step == self.config.num_steps:
+                    self._log(logs, bar)
+                if self.step % self.evaluator.config.every == 0 or self.step == self.config.num_steps:
+                    self._evaluate()
+                every, stopping = self.config.checkpoint_every, self._anywhere(stop.is_set())
+                if stopping or (every and self.step % every == 0):
+                    self.save_checkpoint()
+                if stopping:
+                    bar.write(f"Stopped at step {self.step}; go on with --train.resume_from_checkpoint latest.")
+                    return True
+        if not self.config.checkpoint_every or self.step % self.config.checkpoint_every:
+            self.save_checkpoint()
+        return False
+
+    def _optimise(self, batch: Batch) -> Logs:
+        """One optimiser step on one effective batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        self.optimizer.zero_grad()
+        parts = self.config.gradient_accumulation_steps
+        total, logs = 0.0, {}
+        for i, micro in enumerate(batch.split(parts), 1):
+            with nullcontext() if i == parts else self.accelerator.no_sync(self.train_step):
+                loss, logs = self.train_step(micro.to(self.accelerator.device), self.step, keyed_generator(self.seed, "loss", self.step))
+                self.accelerator.backward(loss / parts)
+            total += loss.item() / parts
+        norm = None
+        if self.config.max_grad_norm:
+            norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm)
+        self._require_finite(total, norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.step)
+        return {"loss": total, **logs}
+
+    def _require_finite(self, loss: float, norm: Tensor | None) -> None:
+        scaled = self.config.mixed_precision == "fp16"  # the gradient scaler skips steps whose gradients overflow
+        if not self._anywhere(not math.isfinite(loss if norm is None or scaled else loss + 0 * float(norm))):
+            return
+        self.save_checkpoint()
+        rows = self.order.rows(self.step)[:8].tolist()
+        saved = f"; the state before this step is saved in {checkpoint_path(self.output_dir, self.step)}" if self.output_dir else ""
+        raise NonFiniteLossError(
+            f"the loss or its gradient is not finite at step {self.step} (loss {loss}), in the batch of training rows {rows} ...{saved}. "
+            "Lower the learning rate, or look at those rows."
+        )
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set on any process, so that all of them act alike."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
+    # ------------------------------------------------------------------------------------------------- logging and evaluation
+    def _log(self, logs: Logs, bar: tqdm) -> None:
+        numbers = {key: float(value) for key, value in logs.items()}
+        entry = {"step": self.step, "lr": self.config.lr_at(self.step - 1), **numbers}
+        self.history.append(entry)
+        bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
+        if self.config.report_to:
+            self.accelerator.log(entry, step=self.step)
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                callback.on_log(self, self.step, numbers)
+
+    def _evaluate(self) -> None:
+        """Score the current (averaged) weights and keep them when they are the best so far."""
+        with self.ema.applied() if self.ema is not None else nullcontext():
+            box: list[Score | None] = [None]
+            if self.accelerator.is_main_process:
+                box[0] = self.evaluator.score(self.velocity, self.step)
+            if self.accelerator.num_processes > 1:
+                broadcast_object_list(box)
+            is_best = self.selection.add(box[0])
+            if is_best:
+                self.best_weights = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+            if self.step == 0:
+                self.base_weights = self.best_weights
+            if self.accelerator.is_main_process:
+                for callback in self.callbacks:
+                    callback.on_evaluate(self, box[0], is_best)
+        self.train_step.train()
+        if self.config.report_to:
+            self.accelerator.log({"selection": box[0].value}, step=self.step)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What training changes: trained parameters and buffers, by name."""
+        module = self.accelerator.unwrap_model(self.train_step)
+        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+        return {name: t for name, t in module.state_dict().items() if name not in frozen and not name.startswith("objective.reference")}
+
+    def _finish(self, stopped: bool) -> TrainResult:
+        improved = self.selection.improved
+        copy_into(self._weights(), self.best_weights if improved else self.base_weights)
+        self.model.eval()
+        verdict = self.selection.verdict(self.evaluator.metric_name)
+        if self.accelerator.is_main_process and not stopped:
+            tqdm.write(verdict)
+        step = self.selection.best.step if improved else 0
+        return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped)
+
+    # ---------------------------------------------------------------------------------------------------------- checkpoints
+    def save_checkpoint(self) -> None:
+        """Write everything a bitwise resume needs to `checkpoints/checkpoint-<step>`; nothing without an output folder."""
+        if self.output_dir is None:
+            return
+        rng = self._rng_states()
+        if self.accelerator.is_main_process:
+            folder = checkpoint_path(self.output_dir, self.step)
+            groups = {
+                "weights": self._weights(),
+                "ema": self.ema.shadow if self.ema is not None else {},
+                "best": self.best_weights,
+                "base": self.base_weights,
+                "rows": self.rows.tensors(),
+                "rng": rng,
+            }
+            state = {"step": self.step, "history": self.history, "selection": self.selection.state(), "identity": self.identity}
+            save_checkpoint(folder, groups, self.optimizer.state_dict(), state)
+            prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _rng_states(self) -> dict[str, Tensor]:
+        states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+        gathered = [self.accelerator.gather(state[None].to(self.accelerator.device)).cpu() for state in states]
+        return {f"{device}-{rank}": state for device, rows in enumerate(gathered) for rank, state in enumerate(rows)}
+
+    def _resume(self) -> None:
+        folder, state = find_checkpoint(self.config.resume_from_checkpoint, self.output_dir or Path("."))
+        check_same_run(state["identity"], self.identity, folder)
+        copy_into(self._weights(), load_tensors(folder, "weights"))
+        if self.ema is not None:
+            self.ema.load(load_tensors(folder, "ema"))
+        self.optimizer.load_state_dict(load_optimizer(folder))
+        self.best_weights, self.base_weights = load_tensors(folder, "best"), load_tensors(folder, "base")
+        self.selection.load(state["selection"])
+        self.step, self.history = state["step"], state["history"]
+        self.rows.load(load_tensors(folder, "rows"))
+        rng = load_tensors(folder, "rng")
+        if f"0-{self.shard.rank}" in rng:
+            torch.set_rng_state(rng[f"0-{self.shard.rank}"])
+        if torch.cuda.is_available() and f"1-{self.shard.rank}" in rng:
+            torch.cuda.set_rng_state(rng[f"1-{self.shard.rank}"])
+
+
+@contextmanager
+def _private_global_rng(seed: int) -> Iterator[None]:
+    """Dropout draws from torch's global generator: seed it for the run, and give the caller's state back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set an event instead of killing the run; a second Ctrl-C interrupts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
