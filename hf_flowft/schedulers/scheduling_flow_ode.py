@@ -79,7 +79,8 @@ class FlowODEScheduler(FlowScheduler, SchedulerMixin, ConfigMixin):
         weights = self._tableau.b if last else self._tableau.a[stage + 1]
         h = self._times[interval + 1] - self._times[interval]
         prev_sample = add_slopes(self._start, h, weights, self._slopes).to(sample.dtype)
-        if last:
+        if last:  # keep no tensor, nor its graph, alive after the step
             del self._start
+            self._slopes = []
         self._step_index = index + 1
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
