@@ -118,7 +118,10 @@ def integrate_adaptive(
 ) -> Solution:
     """Integrate with step-size control (torchdiffeq); the field then gets `t` as a 0-dim tensor.
 
-    Args: as `integrate`; `times` only says where states are wanted; `rtol`, `atol`: local error tolerances.
+    Steps end on the given times: torchdiffeq would step past the end and interpolate, at the price of accuracy and of times outside
+    the model's range.
+
+    Args: as `integrate`; `times` says where states are wanted; `rtol`, `atol`: local error tolerances.
     Raises: ValueError for an unknown method or a tolerance that is not positive.
     """
     if method not in ADAPTIVE_METHODS:
@@ -127,15 +130,15 @@ def integrate_adaptive(
         raise ValueError(f"rtol and atol must be positive, got {rtol} and {atol}.")
     from torchdiffeq import odeint
 
-    evaluations = 0
+    evaluations, (low, high) = 0, sorted((times[0], times[-1]))
 
     def counted(t: Tensor, state: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        return field(state, t)
+        return field(state, t.clamp(low, high))  # the probe for the first step size may lie outside
 
     grid = torch.tensor(list(times), dtype=torch.float32 if x.dtype != torch.float64 else torch.float64, device=x.device)
-    states = odeint(counted, x, grid, rtol=rtol, atol=atol, method=method)
+    states = odeint(counted, x, grid, rtol=rtol, atol=atol, method=method, options={"step_t": grid})
     return Solution(states[-1], evaluations, states if trajectory else None)
 
 
