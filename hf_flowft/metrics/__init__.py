@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from . import distances, flow, modes, stability
+from . import distances, flow, gap, modes, stability
 
 Direction = Literal["lower", "higher", "neither"]
 ARROWS: dict[Direction, str] = {"lower": "↓", "higher": "↑", "neither": ""}
@@ -14,8 +14,8 @@ ARROWS: dict[Direction, str] = {"lower": "↓", "higher": "↑", "neither": ""}
 class Metric(NamedTuple):
     """A number that cards and tables print.
 
-    `function` computes it: alone, as its field of that name of a NamedTuple, or as one number a step count; `direction`: which way is better;
-    `unit`: `data` is the unit of one coordinate of the data, `1` none.
+    `function` computes it: alone, as its field of that name of a NamedTuple, or as one number a step count; `direction`: which way
+    is better; `unit`: `data` is the unit of one coordinate of the data, `1` none.
     """
 
     function: Callable[..., Any]
@@ -54,8 +54,10 @@ METRICS: dict[str, Metric] = {
     "reconstruction_errors": Metric(flow.reconstruction_errors, "lower", "data^2"),
     "velocity_drift": Metric(flow.velocity_drift, "lower", "data^2 / time^2"),
     "held_out_loss": Metric(flow.held_out_loss, "lower", "data^2"),
+    "velocity_error": Metric(gap.velocity_error, "lower", "data / time"),
+    "training_inference_gap": Metric(gap.gap_table, "lower", "data"),
     "instantaneous_variance": Metric(stability.instantaneous_variance, "lower", "metric^2"),
     "spearman_correlation": Metric(stability.spearman_correlation, "lower", "1"),
 }
 
-__all__ = ["ARROWS", "METRICS", "Direction", "Metric", "distances", "flow", "modes", "stability"]
+__all__ = ["ARROWS", "METRICS", "Direction", "Metric", "distances", "flow", "gap", "modes", "stability"]

@@ -98,9 +98,9 @@ def adaptive_evaluations(
     Args: `x_0`: (n, *event); `rtol`, `atol`: local error tolerances.
     """
     total = 0
-    with _eval_mode(velocity), torch.no_grad():
+    with evaluation_mode(velocity), torch.no_grad():
         for rows, c in _blocks(x_0, condition, batch_size):
-            x = x_0[rows].to(_device(velocity))
+            x = x_0[rows].to(device_of(velocity))
             field = velocity.field({key: value.to(x.device) for key, value in c.items()})
             total += x.shape[0] * integrate_adaptive(field, x, method=method, rtol=rtol, atol=atol).num_evaluations
     return total / x_0.shape[0]
@@ -142,7 +142,8 @@ def few_step_curve(
 ) -> dict[int, float]:
     """A metric of the samples at several numbers of steps N, all from the same noise; unit and direction are those of the metric.
 
-    Args: `metric`: (n, *event) on the CPU -> a number; `x_0`: (n, *event); `method`, `shift`: of the sampler that will be deployed.
+    Args: `metric`: (n, *event) on the CPU -> a number (one that draws should make its generator anew at every call);
+    `x_0`: (n, *event); `method`, `shift`: of the sampler that will be deployed.
     """
     curve = {}
     for n in num_steps:
@@ -196,9 +197,9 @@ def evaluate(velocity: Velocity, x: Tensor, t: float | Tensor, condition: Condit
 
     Args: `x`: (n, *event); `t`: a number or (n,).  Returns: (n, *event) on the CPU.
     """
-    device = _device(velocity)
+    device = device_of(velocity)
     parts = []
-    with _eval_mode(velocity):
+    with evaluation_mode(velocity):
         for rows, c in _blocks(x, condition, batch_size):
             time = t[rows].to(device) if isinstance(t, Tensor) and t.ndim else t
             parts.append(velocity(x[rows].to(device), time, **{key: value.to(device) for key, value in c.items()}).cpu())
@@ -228,12 +229,13 @@ def _cpu(condition: Condition | None) -> Condition:
     return {key: value.cpu() for key, value in (condition or {}).items()}
 
 
-def _device(velocity: Velocity) -> torch.device:
+def device_of(velocity: Velocity) -> torch.device:
+    """Where the field's weights are."""
     return next((p.device for p in velocity.parameters()), torch.device("cpu"))
 
 
 @contextmanager
-def _eval_mode(velocity: Velocity) -> Iterator[None]:
+def evaluation_mode(velocity: Velocity) -> Iterator[None]:
     """Eval mode inside; every module gets its own mode back."""
     training = [module for module in velocity.modules() if module.training]
     velocity.eval()
