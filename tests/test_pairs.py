@@ -1,0 +1,144 @@
+"""Banks of pairs: each builder keeps its promise, on a base whose flow is known."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from closed_forms import GaussianFlow
+from scipy.optimize import linear_sum_assignment
+
+from hf_flowft.batch import Batch
+from hf_flowft.pairs import PairBuilder, PairsConfig, PairsName
+from hf_flowft.velocity import FrozenVelocity
+
+BANKS = ["fixed", "ot_output", "inverse", "best_of_k", "self"]
+BASE = FrozenVelocity(GaussianFlow(1.0, 0.25))
+
+
+def build(name, data, generator, conditions=None, **options):
+    """The builder and its bank."""
+    builder = PairBuilder(PairsConfig(name, **options), BASE)
+    return builder, builder.build(data, conditions or {}, generator)
+
+
+@pytest.fixture
+def data(generator) -> Batch:
+    """Data of the base's own law, N(1 + label, 0.25), with two labels."""
+    labels = torch.arange(60) % 2
+    return Batch(1 + labels[:, None] + 0.5 * torch.randn(60, 2, generator=generator), {"class_labels": labels})
+
+
+def cost_and_optimum(points, bank):
+    """The cost of pairing `points` with the data row by row, and SciPy's optimum within labels."""
+    labels, optimum = bank.condition["class_labels"], 0.0
+    for label in labels.unique():
+        x, y = points[labels == label], bank.x_1[labels == label]
+        costs = (x[:, None] - y[None]).double().square().sum(dim=2).numpy()
+        optimum += costs[linear_sum_assignment(costs)].sum()
+    return (points - bank.x_1).double().square().sum().item(), optimum
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_a_bank_has_one_row_a_pair(name, data, generator):
+    """x_0, x_1 and conditions have the same rows, finite, in the shape of the data."""
+    _, bank = build(name, data, generator, data.condition, num_pairs=40)
+    size = 40 if name == "self" else 60
+    assert bank.x_0.shape == bank.x_1.shape == (size, 2)
+    assert bank.condition["class_labels"].shape == (size,)
+    assert bank.x_0.isfinite().all()
+    assert not bank.x_0.requires_grad
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_the_same_generator_builds_the_same_bank(name, data):
+    """A bank is a function of the base, the data and the generator."""
+    first, second = (build(name, data, torch.Generator().manual_seed(3), data.condition, num_pairs=8)[1] for _ in range(2))
+    assert torch.equal(first.x_0, second.x_0)
+    assert torch.equal(first.x_1, second.x_1)
+
+
+@pytest.mark.parametrize("name", ["fixed", "inverse", "best_of_k", "ot_output"])
+def test_repeats_pair_every_data_point_again(name, data, generator):
+    """Three repeats give each data point three rows, with its own condition."""
+    _, bank = build(name, data, generator, repeats=3, num_candidates=2)
+    assert torch.equal(bank.x_1, data.x_1.repeat(3, 1))
+    assert torch.equal(bank.condition["class_labels"], data.condition["class_labels"].repeat(3))
+
+
+def test_fixed_pairs_are_optimal_within_labels(data, generator):
+    """The noise bank is assigned to the data at SciPy's cost, and never across labels."""
+    _, bank = build("fixed", data, generator)
+    cost, optimum = cost_and_optimum(bank.x_0, bank)
+    assert cost == pytest.approx(optimum)
+
+
+def test_ot_output_pairs_are_optimal_in_the_bases_outputs(data, generator):
+    """The base's outputs, not the noises, are assigned to the data at SciPy's cost."""
+    builder, bank = build("ot_output", data, generator)
+    cost, optimum = cost_and_optimum(builder.outputs(bank.x_0, bank.condition, ""), bank)
+    assert cost == pytest.approx(optimum)
+
+
+def test_inverse_pairs_are_inverted_by_the_base(data, generator):
+    """The noise is the exact (x_1 - m) / sqrt(C) of the base's flow map, and the base takes it back to the data point."""
+    builder, bank = build("inverse", data, generator, num_steps=64)
+    torch.testing.assert_close(builder.outputs(bank.x_0, bank.condition, ""), bank.x_1, rtol=0, atol=2e-3)
+    expected = (bank.x_1 - 1 - bank.condition["class_labels"][:, None]) / 0.5
+    torch.testing.assert_close(bank.x_0, expected, rtol=0, atol=2e-2)
+
+
+def test_best_of_k_keeps_the_nearest_candidate(data, generator):
+    """Each data point gets the one of its k noises whose output by the base is nearest."""
+    builder, bank = build("best_of_k", data, torch.Generator().manual_seed(5), num_candidates=4)
+    again = torch.Generator().manual_seed(5)
+    candidates = torch.stack([torch.randn(60, 2, generator=again) for _ in range(4)])
+    outputs = torch.stack([builder.outputs(x_0, data.condition, "") for x_0 in candidates])
+    nearest = (outputs - data.x_1).norm(dim=2).argmin(dim=0)
+    assert torch.equal(bank.x_0, candidates[nearest, torch.arange(60)])
+
+
+def test_self_pairs_are_the_bases_own_outputs(data, generator):
+    """x_1 is where the base takes x_0, bitwise, and every condition is used equally often."""
+    builder, bank = build("self", data, generator, {"class_labels": torch.tensor([0, 1])}, num_pairs=50)
+    assert torch.equal(builder.outputs(bank.x_0, bank.condition, ""), bank.x_1)
+    assert bank.condition["class_labels"].bincount().tolist() == [25, 25]
+
+
+def test_a_diverging_base_is_named(data, generator):
+    """best_of_k does not invent noise for data points it found nothing for."""
+    broken = FrozenVelocity(GaussianFlow(float("nan"), 1.0))
+    with pytest.raises(ValueError, match="the base's solver diverges"):
+        PairBuilder(PairsConfig("best_of_k", num_candidates=2), broken).build(data, {}, generator)
+
+
+def test_independent_pairs_are_refused_with_the_reason():
+    """The error says what happens and what to use; an experiment may insist."""
+    with pytest.raises(ValueError, match=r"(?s)collapses to the mean.*ot_output.*best_of_k.*allow_independent: true"):
+        PairsConfig("independent")
+    assert not PairsConfig("independent", allow_independent=True).is_bank
+
+
+def test_only_banks_are_built(data, generator):
+    """`sorted` pairs are made in every batch."""
+    assert [name for name in get_args(PairsName) if name != "independent" and PairsConfig(name).is_bank] == sorted(BANKS, key=BANK_ORDER)
+    with pytest.raises(ValueError, match="'sorted' are made in every batch; banks are fixed"):
+        build("sorted", data, generator)
+
+
+BANK_ORDER = get_args(PairsName).index
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "nearest"}, "unknown pairs 'nearest'; choose one of fixed"),
+        *(({key: 0}, f"pairs.{key} must be at least 1, got 0") for key in ("num_steps", "num_candidates", "repeats", "num_pairs")),
+        ({"refresh_epochs": -1}, "refresh_epochs must be >= 0, got -1"),
+    ],
+    ids=str,
+)
+def test_bad_configurations_are_refused(change, named):
+    """Unknown names and empty banks are named."""
+    with pytest.raises(ValueError, match=named):
+        replace(PairsConfig(), **change)
