@@ -2,5 +2,6 @@
 
 from .mlp import VelocityMLP
 from .output import FlowModelOutput
+from .viscosity import ViscousFlowModel
 
-__all__ = ["FlowModelOutput", "VelocityMLP"]
+__all__ = ["FlowModelOutput", "VelocityMLP", "ViscousFlowModel"]
