@@ -41,9 +41,20 @@ def jacobian(field: Field, x: Tensor, t: Any) -> Tensor:
 
 
 def jvp(field: Field, x: Tensor, t: Any, direction: Tensor) -> Tensor:
-    """J u by forward-mode differentiation; `x`, `direction`, the result: (batch, *event)."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(lambda y: field(y, t), (x.detach(),), (direction,))[1].detach()
+    """J u by two backward passes: w -> J^T w is linear and its own transpose is J; `x`, `direction`, the result: (batch, *event).
+
+    (Forward mode would be cheaper, but torch has none for group norm on the strides that convolutions and attention produce.)
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        x = x.detach().requires_grad_(True)
+        v = field(x, t)
+        weight = torch.zeros_like(v).requires_grad_(True)
+        if not v.requires_grad:
+            return torch.zeros_like(x)
+        pulled = torch.autograd.grad(v, x, weight, create_graph=True, materialize_grads=True)[0]
+        if not pulled.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(pulled, weight, direction)[0]
 
 
 def vjp(field: Field, x: Tensor, t: Any, direction: Tensor) -> Tensor:
