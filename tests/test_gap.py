@@ -67,8 +67,11 @@ def test_contracting_linear_field():
 def test_bounds_are_ordered_on_any_grid_and_finite_or_infinite_at_extreme_constants():
     grid = [0.0, 0.05, 0.3, 0.35, 0.8, 1.0]
     for nu in (-3.0, 0.0, 2.0):
-        c = GapConstants(0.2, 3.0, 1.7, nu)
+        c = GapConstants(0.2, 3.0, 17.0, nu)
         assert log_norm_bound(c, grid) <= discrete_bound(c, grid) <= uniform_bound(c, grid) <= variable_bound(c, grid)
+    assert variable_bound(GapConstants(0.2, 1.0, 2.0, 0.0), grid) == pytest.approx(
+        math.e * (0.2 + 0.45)
+    )  # the largest step is 0.45
     flat = GapConstants(0.2, 0.0, 1.0, 0.0)
     assert uniform_bound(flat, uniform_times(4)) == pytest.approx(0.2 + 1 / 8)
     assert uniform_bound(flat._replace(lipschitz=1e-9), uniform_times(4)) == pytest.approx(0.2 + 1 / 8)
@@ -81,7 +84,13 @@ def test_table_recovers_the_constants_of_the_linear_field(version, generator):
     x_0 = torch.tensor([[START]], dtype=torch.float64)
     steps = [row[0] for row in TABLE]
     table = gap_table(
-        Velocity(Linear(A, D)), x_0, oracle=lambda x, t: A * x, version=version, num_steps=steps, reference_steps=2048, generator=generator
+        Velocity(Linear(A, D)),
+        x_0,
+        oracle=lambda x, t: A * x,
+        version=version,
+        num_steps=steps,
+        reference_steps=2048,
+        generator=generator,
     )
     assert table.constants.epsilon == pytest.approx(D)
     assert table.constants.lipschitz == pytest.approx(A)
@@ -118,35 +127,66 @@ def test_versions_put_the_lipschitz_constant_on_different_fields(generator):
     """u = x, v = 2 x: A has L of u and the error at the model's states, B has L of v and the error on the true path."""
     x_0 = torch.ones(1, 3, dtype=torch.float64)
     size = math.sqrt(3)
-    run = {v: gap_table(Velocity(Linear(2.0)), x_0, oracle=lambda x, t: x, version=v, num_steps=(4,), generator=generator) for v in "AB"}
+    run = {
+        v: gap_table(Velocity(Linear(2.0)), x_0, oracle=lambda x, t: x, version=v, num_steps=(4,), generator=generator)
+        for v in "AB"
+    }
     assert run["A"].constants.lipschitz == pytest.approx(1)
     assert run["B"].constants.lipschitz == pytest.approx(2)
-    assert run["A"].constants.epsilon == pytest.approx(size * 1.5**3)  # ||v - u|| = ||x|| at the last state before t = 1
+    assert run["A"].constants.epsilon == pytest.approx(
+        size * 1.5**3
+    )  # ||v - u|| = ||x|| at the last state before t = 1
     assert run["B"].constants.epsilon == pytest.approx(size * math.exp(511 / 512))
     for table in run.values():
         assert table.rows[0].measured == pytest.approx(size * (1.5**4 - math.e))
         assert not table.rows[0].violated
 
 
-def test_violation_is_flagged_when_the_constants_are_sampled_too_sparsely(generator):
-    """x' = 2 t + 8 t (x - t^2) from 0 is x = t^2, with M = 2; errors grow by e^(4 - 4 t^2), which nobody sees at t = 0."""
+def test_version_a_takes_the_error_at_the_times_of_the_model_states(generator):
+    """v = 0, u = t: the steps start at t = 0, 1/4, 1/2, 3/4."""
+    x_0 = torch.zeros(1, 1, dtype=torch.float64)
+    table = gap_table(
+        Velocity(Linear(0.0)), x_0, oracle=lambda x, t: x * 0 + t, version="A", num_steps=(4,), generator=generator
+    )
+    assert table.rows[0].measured == pytest.approx(0.5)
+    assert table.constants.epsilon == pytest.approx(0.75)
 
-    class Unstable(nn.Module):
-        def forward(self, x, t):
-            s = t.to(x)[:, None]
-            return 2 * s + 8 * s * (x - s**2)
 
-    x_0 = torch.zeros(2, 1, dtype=torch.float64)
-    sparse = gap_table(Velocity(Unstable()), x_0, num_steps=(64,), num_times=1, generator=generator)
-    dense = gap_table(Velocity(Unstable()), x_0, num_steps=(64,), num_times=16, generator=generator)
+class Unstable(nn.Module):
+    """x' = 2 t + k t (x - t^2) from 0 is x = t^2, with M = 2; its errors grow by e^(k (1 - t^2) / 2). Beside it a plane turns at rate 3."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def forward(self, x, t):
+        s = t.to(x)
+        return torch.stack([2 * s + self.k * s * (x[:, 0] - s**2), -3 * x[:, 2], 3 * x[:, 1]], dim=1)
+
+
+@pytest.mark.parametrize(("k", "broken"), [(2.0, {"lognorm"}), (8.0, {"lognorm", "discrete", "uniform"})])
+def test_violation_of_any_bound_is_flagged(k, broken, generator):
+    """At t = 0 nobody sees the growth: L = 3 and nu = 0. Sixteen times see it."""
+    x_0 = torch.zeros(2, 3, dtype=torch.float64)
+    sparse = gap_table(Velocity(Unstable(k)), x_0, num_steps=(64,), num_times=1, generator=generator)
+    dense = gap_table(Velocity(Unstable(k)), x_0, num_steps=(64,), num_times=16, generator=generator)
+    assert (sparse.constants.lipschitz, sparse.constants.log_norm) == (pytest.approx(3), pytest.approx(0, abs=1e-9))
     assert sparse.constants.acceleration == pytest.approx(2, rel=1e-3)
-    assert (sparse.constants.lipschitz, sparse.rows[0].violated) == (0, True)
-    assert (dense.constants.lipschitz, dense.rows[0].violated) == (pytest.approx(7.5), False)
+    row = sparse.rows[0]
+    assert {
+        name for name in ("discrete", "uniform", "variable", "lognorm") if row.measured > getattr(row, f"bound_{name}")
+    } >= broken
+    assert (row.measured > row.bound_discrete) == ("discrete" in broken)
+    assert (row.violated, dense.rows[0].violated) == (True, False)
+    assert dense.constants.log_norm == pytest.approx(k * 15 / 16)
 
 
 def test_gaussian_oracle_of_theory_and_the_empirical_field_agree(generator):
     """Target N(m, C): v* = m + (t C - (1 - t) I) S^-1 (x - t m), S = (1 - t)^2 I + t^2 C; a large sample of it gives the same field."""
-    mean, c = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64)
+    mean, c = (
+        torch.tensor([0.5, -1.0], dtype=torch.float64),
+        torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64),
+    )
     data = mean + torch.randn(40_000, 2, generator=generator, dtype=torch.float64) @ torch.linalg.cholesky(c).T
     eye = torch.eye(2, dtype=torch.float64)
     noise = torch.randn(50, 2, generator=generator, dtype=torch.float64)
@@ -162,7 +202,9 @@ def test_empirical_field_brute_force_batch_times_and_boundary(generator):
     t = torch.tensor([0.0, 0.2, 0.5, 0.9, 0.99])
     field = empirical_field(data)
     for i in range(5):
-        weights = torch.softmax(torch.stack([-((x[i] - t[i] * y) ** 2).sum() / (2 * (1 - t[i]) ** 2) for y in data]), dim=0)
+        weights = torch.softmax(
+            torch.stack([-((x[i] - t[i] * y) ** 2).sum() / (2 * (1 - t[i]) ** 2) for y in data]), dim=0
+        )
         expected = sum(w * (y - x[i]) for w, y in zip(weights, data, strict=True)) / (1 - t[i])
         assert torch.allclose(field(x, t)[i], expected, atol=2e-3)
         assert torch.allclose(field(x, float(t[i]))[i], expected, atol=2e-3)
@@ -173,7 +215,12 @@ def test_empirical_field_brute_force_batch_times_and_boundary(generator):
 
 def test_flow_of_the_empirical_field_ends_on_the_data(generator):
     data = torch.randn(20, 2, generator=generator, dtype=torch.float64)
-    end = integrate(empirical_field(data), torch.randn(30, 2, generator=generator, dtype=torch.float64), uniform_times(256), "midpoint").x
+    end = integrate(
+        empirical_field(data),
+        torch.randn(30, 2, generator=generator, dtype=torch.float64),
+        uniform_times(256),
+        "midpoint",
+    ).x
     assert torch.cdist(end, data).min(dim=1).values.max() < 1e-6
 
 
