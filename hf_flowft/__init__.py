@@ -1,0 +1,56 @@
+"""hf_flowft: fine-tuning of flow-matching models in the Hugging Face ecosystem."""
+
+from .data import (
+    DigitsConfig,
+    FlowData,
+    ImagesConfig,
+    ToyConfig,
+    VectorsConfig,
+    load_digits,
+    load_images,
+    load_toy,
+    load_vectors,
+)
+from .models import VelocityMLP, ViscousFlowModel
+from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
+from .pairs import PairBuilder, PairsConfig
+from .pipelines import FlowPipeline
+from .replay import build_replay
+from .schedulers import FlowODEScheduler, FlowSDEScheduler
+from .training import Callback, EvalConfig, FlowTrainer, Run, TrainConfig, load_config
+from .velocity import FrozenVelocity, Velocity
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Callback",
+    "DigitsConfig",
+    "EvalConfig",
+    "FlowData",
+    "FlowMatchingObjective",
+    "FlowODEScheduler",
+    "FlowPipeline",
+    "FlowSDEScheduler",
+    "FlowTrainer",
+    "FrozenVelocity",
+    "GradualObjective",
+    "ImagesConfig",
+    "Objective",
+    "PairBuilder",
+    "PairsConfig",
+    "ReconstructionObjective",
+    "ReplayObjective",
+    "Run",
+    "ToyConfig",
+    "TrainConfig",
+    "VectorsConfig",
+    "Velocity",
+    "VelocityMLP",
+    "ViscousFlowModel",
+    "build_replay",
+    "load_config",
+    "load_digits",
+    "load_images",
+    "load_toy",
+    "load_vectors",
+]

@@ -48,7 +48,9 @@ class Shard:
         return x[self.rank * size : (self.rank + 1) * size]
 
 
-def couple(coupling: Coupling, x_0: Tensor, x_1: Tensor, condition: Condition | None = None, shard: Shard = Shard()) -> Tensor:
+def couple(
+    coupling: Coupling, x_0: Tensor, x_1: Tensor, condition: Condition | None = None, shard: Shard = Shard()
+) -> Tensor:
     """The noise for this process's rows, paired by ONE assignment over all processes.
 
     Args: `x_0`: (global batch, *event), the same on every process; `x_1`: (local batch, *event); `condition`: local rows.
@@ -172,7 +174,14 @@ class SinkhornCoupling:
         uniform = np.full(n, 1 / n)
         regularisation = self.regularisation * max(float(cost.mean()), 1e-12)
         plan = ot.sinkhorn(
-            uniform, uniform, cost, regularisation, method="sinkhorn_log", numItermax=self.max_iterations, stopThr=1e-6, warn=False
+            uniform,
+            uniform,
+            cost,
+            regularisation,
+            method="sinkhorn_log",
+            numItermax=self.max_iterations,
+            stopThr=1e-6,
+            warn=False,
         )
         return round_to_permutation(plan)
 
@@ -195,7 +204,9 @@ def conditional_permutation(
     Returns: (batch,) int64 permutation.  Raises: ValueError for noise and data of different shapes, or an unknown mode.
     """
     if x_0.shape != x_1.shape:
-        raise ValueError(f"a coupling needs noise and data of one shape, got {tuple(x_0.shape)} and {tuple(x_1.shape)}.")
+        raise ValueError(
+            f"a coupling needs noise and data of one shape, got {tuple(x_0.shape)} and {tuple(x_1.shape)}."
+        )
     dimension = x_1[0].numel()
     tensors = list((condition or {}).values()) if mode != "ignore" else []
     if mode not in get_args(ConditionMode):

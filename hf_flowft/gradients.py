@@ -55,7 +55,9 @@ def solve(
     raise ValueError(f"unknown gradient mode {gradient!r}; choose direct, checkpointed, truncated or adjoint.")
 
 
-def _adjoint(field: Field, x: Tensor, times: Sequence[float], method: str, parameters: tuple[nn.Parameter, ...]) -> Tensor:
+def _adjoint(
+    field: Field, x: Tensor, times: Sequence[float], method: str, parameters: tuple[nn.Parameter, ...]
+) -> Tensor:
     from torchdiffeq import odeint_adjoint
 
     tableau(method)

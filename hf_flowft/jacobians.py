@@ -36,7 +36,10 @@ def jacobian(field: Field, x: Tensor, t: Any) -> Tensor:
         v = field(x, t).flatten(1)
         if not v.requires_grad:
             return x.new_zeros(x.shape[0], v.shape[1], v.shape[1])
-        rows = [torch.autograd.grad(v[:, i].sum(), x, retain_graph=True, materialize_grads=True)[0] for i in range(v.shape[1])]
+        rows = [
+            torch.autograd.grad(v[:, i].sum(), x, retain_graph=True, materialize_grads=True)[0]
+            for i in range(v.shape[1])
+        ]
     return torch.stack([row.flatten(1) for row in rows], dim=1)
 
 
@@ -92,7 +95,9 @@ def log_norm_l1(matrix: Tensor, weights: Tensor) -> Tensor:
     return (columns - diagonal.abs() + diagonal).amax(dim=-1)
 
 
-def expansion_rate(field: Field, x: Tensor, t: Any, *, num_iterations: int = 24, generator: torch.Generator | None = None) -> Tensor:
+def expansion_rate(
+    field: Field, x: Tensor, t: Any, *, num_iterations: int = 24, generator: torch.Generator | None = None
+) -> Tensor:
     """lam_max(sym J) at every sample, in 1 / time: exact up to 64 dimensions, by Lanczos beyond (then an estimate from below).
 
     Args: `x`: (batch, *event); `num_iterations`: Lanczos steps of one Jv and one J^T v each.  Returns: (batch,).
@@ -103,7 +108,9 @@ def expansion_rate(field: Field, x: Tensor, t: Any, *, num_iterations: int = 24,
     return _lanczos(lambda u: (jvp(field, x, t, u) + vjp(field, x, t, u)) / 2, start, num_iterations)
 
 
-def lipschitz(field: Field, x: Tensor, t: Any, *, num_iterations: int = 24, generator: torch.Generator | None = None) -> Tensor:
+def lipschitz(
+    field: Field, x: Tensor, t: Any, *, num_iterations: int = 24, generator: torch.Generator | None = None
+) -> Tensor:
     """sigma_max(J) at every sample, in 1 / time: exact up to 64 dimensions, by Lanczos on J^T J beyond (from below).
 
     Args: as `expansion_rate`.  Returns: (batch,).
@@ -142,6 +149,9 @@ def _lanczos(operator: Callable[[Tensor], Tensor], start: Tensor, num_iterations
         goes_on = alive & (beta > 10 * torch.finfo(beta.dtype).eps * scale)
         betas.append(torch.where(goes_on, beta, torch.zeros_like(beta)))
         basis.append(torch.where(goes_on[:, None], image / beta.clamp(min=torch.finfo(beta.dtype).tiny)[:, None], 0))
-    diagonal, off = torch.stack(alphas, dim=1), torch.stack(betas[:-1], dim=1) if len(betas) > 1 else vector.new_zeros(len(vector), 0)
+    diagonal, off = (
+        torch.stack(alphas, dim=1),
+        torch.stack(betas[:-1], dim=1) if len(betas) > 1 else vector.new_zeros(len(vector), 0),
+    )
     tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     return torch.linalg.eigvalsh(tridiagonal)[:, -1]

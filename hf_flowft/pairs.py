@@ -98,7 +98,9 @@ class PairBuilder:
         if self.config.name == "self":
             return self._self(data, conditions, generator)
         if self.config.name not in builders:
-            raise ValueError(f"pairs {self.config.name!r} are made in every batch; banks are {', '.join(builders)} and self.")
+            raise ValueError(
+                f"pairs {self.config.name!r} are made in every batch; banks are {', '.join(builders)} and self."
+            )
         repeated = data.map(lambda x: x.repeat(self.config.repeats, *[1] * (x.ndim - 1)))
         return builders[self.config.name](repeated, generator)
 
@@ -135,7 +137,9 @@ class PairBuilder:
             best = torch.where(better, distance, best)
             chosen[better] = x_0[better]
         if not torch.isfinite(best).all():
-            raise ValueError("best_of_k found no finite output of the base for some data points: the base's solver diverges.")
+            raise ValueError(
+                "best_of_k found no finite output of the base for some data points: the base's solver diverges."
+            )
         return replace(data, x_0=chosen)
 
     def _self(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:

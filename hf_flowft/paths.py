@@ -34,7 +34,9 @@ def broadcast_time(t: Tensor, x: Tensor) -> Tensor:
     if t.ndim == 0:
         return t
     if t.shape != x.shape[:1]:
-        raise ValueError(f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}.")
+        raise ValueError(
+            f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}."
+        )
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -184,7 +186,9 @@ class BrownianBridgePath:
         deviation = self.sigma_b * n.sqrt() * noise
         velocity = x_1 - x_0 + (1 - 2 * s) * deviation / (2 * _clamp_divisor(n))
         score = -deviation / (self.sigma_b**2 * _clamp_divisor(n))
-        return BridgeSample((1 - s) * x_0 + s * x_1 + deviation, velocity, t, velocity + self.sigma_b**2 / 2 * score, score)
+        return BridgeSample(
+            (1 - s) * x_0 + s * x_1 + deviation, velocity, t, velocity + self.sigma_b**2 / 2 * score, score
+        )
 
 
 Path = AffinePath | BrownianBridgePath

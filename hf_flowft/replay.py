@@ -50,7 +50,9 @@ class ReplayBank:
             return Batch(self.z_1[index], condition, x_t=x_t, t=t)
         grid = torch.tensor(self.times, dtype=torch.float32)
         node = torch.searchsorted(grid, t, right=True) - 1  # the last node at or before t, also on a shifted grid
-        return Batch(self.z_1[index], condition, x_t=self.states[node, index], v_t=self.velocities[node, index], t=grid[node])
+        return Batch(
+            self.z_1[index], condition, x_t=self.states[node, index], v_t=self.velocities[node, index], t=grid[node]
+        )
 
     def with_velocity(self, batch: Batch) -> Batch:
         """The batch with the base's velocity as `v_t`, computed where it was not cached."""
@@ -92,23 +94,35 @@ def build_replay(
     if states == "auto":
         states = "interpolant" if base_coupling == "independent" else "trajectory"
     elif states == "interpolant" and base_coupling not in ("independent", "unknown"):
-        raise ValueError(f"replay_states 'interpolant' is biased for a base trained with the {base_coupling!r} coupling: use 'trajectory'.")
+        raise ValueError(
+            f"replay_states 'interpolant' is biased for a base trained with the {base_coupling!r} coupling: use 'trajectory'."
+        )
     x_0 = torch.randn(num_samples, *event_shape, generator=generator)
     condition = draw_rows(conditions, num_samples, generator)
     times = time_grid(num_steps, shift)
     title = "replay: samples of the base" if progress else None
     if states == "interpolant":
-        return ReplayBank(reference, generate(reference, x_0, condition, times, solver, batch_size=batch_size, progress=title), condition)
+        return ReplayBank(
+            reference,
+            generate(reference, x_0, condition, times, solver, batch_size=batch_size, progress=title),
+            condition,
+        )
     path = generate(reference, x_0, condition, times, solver, batch_size=batch_size, progress=title, trajectory=True)
-    velocities = [_velocity_at(reference, x, t, condition, batch_size) for x, t in zip(path[:-1], times[:-1], strict=True)]
+    velocities = [
+        _velocity_at(reference, x, t, condition, batch_size) for x, t in zip(path[:-1], times[:-1], strict=True)
+    ]
     return ReplayBank(reference, path[-1], condition, tuple(times[:-1]), path[:-1], torch.stack(velocities))
 
 
-def _velocity_at(reference: FrozenVelocity, x: Tensor, t: float, condition: dict[str, Tensor], batch_size: int) -> Tensor:
+def _velocity_at(
+    reference: FrozenVelocity, x: Tensor, t: float, condition: dict[str, Tensor], batch_size: int
+) -> Tensor:
     """v(x, t | condition) on the CPU, in batches on the device of the reference."""
     device = next((p.device for p in reference.parameters()), x.device)
     parts = []
     for start in range(0, x.shape[0], batch_size):
         rows = slice(start, start + batch_size)
-        parts.append(reference(x[rows].to(device), t, **{key: value[rows].to(device) for key, value in condition.items()}).cpu())
+        parts.append(
+            reference(x[rows].to(device), t, **{key: value[rows].to(device) for key, value in condition.items()}).cpu()
+        )
     return torch.cat(parts)

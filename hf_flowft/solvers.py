@@ -88,7 +88,9 @@ def stage_time(t: float, t_next: float, c: float) -> float:
     return t_next if c == 1 else t + c * (t_next - t)
 
 
-def integrate(field: Field, x: Tensor, times: Sequence[float], method: str = "euler", *, trajectory: bool = False) -> Solution:
+def integrate(
+    field: Field, x: Tensor, times: Sequence[float], method: str = "euler", *, trajectory: bool = False
+) -> Solution:
     """Integrate dx/dt = field(x, t) over a grid of times, forwards or backwards.
 
     Args: `x`: (batch, *event) at times[0]; `times`: at least two; `method`: a key of TABLEAUX; `trajectory`: keep the states.
@@ -137,7 +139,9 @@ def integrate_adaptive(
         evaluations += 1
         return field(state, t.clamp(low, high))  # the probe for the first step size may lie outside
 
-    grid = torch.tensor(list(times), dtype=torch.float32 if x.dtype != torch.float64 else torch.float64, device=x.device)
+    grid = torch.tensor(
+        list(times), dtype=torch.float32 if x.dtype != torch.float64 else torch.float64, device=x.device
+    )
     states = odeint(counted, x, grid, rtol=rtol, atol=atol, method=method, options={"step_t": grid})
     return Solution(states[-1], evaluations, states if trajectory else None)
 
@@ -203,7 +207,9 @@ def integrate_sde(
     """
     increasing = len(times) >= 2 and all(a < b for a, b in itertools.pairwise(times))
     if not (increasing and times[0] >= 0 and times[-1] <= 1):
-        raise ValueError(f"an SDE is sampled forwards, on at least two increasing times within [0, 1]; got {list(times)}.")
+        raise ValueError(
+            f"an SDE is sampled forwards, on at least two increasing times within [0, 1]; got {list(times)}."
+        )
     states = [x]
     for t, t_next in itertools.pairwise(times):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)

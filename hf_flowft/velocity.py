@@ -66,7 +66,9 @@ def _rows(t: float | Tensor, x: Tensor) -> Tensor:
     """Time as (batch,) float32 on the device of x."""
     if isinstance(t, Tensor):
         if t.ndim and t.shape != x.shape[:1]:
-            raise ValueError(f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}.")
+            raise ValueError(
+                f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}."
+            )
         return t.to(x.device, torch.float32).expand(x.shape[0])
     return torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
 

@@ -21,7 +21,9 @@ class GaussianFlow(nn.Module):
         self.mean, self.variance = mean, variance
         self.idle = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """v(x, t) to N(mean + label, variance)."""
         mean = self.mean if class_labels is None else self.mean + _column(class_labels, x)
         return gaussian_velocity(x, _column(t, x), mean, self.variance) + 0 * self.idle

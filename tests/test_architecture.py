@@ -12,7 +12,7 @@ MAX_LINES = 300
 LAYERS = {
     0: {"conventions", "paths", "couplings", "times", "solvers", "gradients", "likelihood", "jacobians", "randomness"},
     1: {"batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
-    2: {"schedulers", "pipelines", "data", "metrics", "cards", "hub"},
+    2: {"schedulers", "pipelines", "data", "metrics", "cards", "hub", "figures", "results", "tables"},
     3: {"training", "studies"},
     4: {"cli", "__main__"},
 }
@@ -71,7 +71,9 @@ def test_imports_go_down_only(path):
     assert not {part for part in parts_used(path) if LAYER_OF.get(part, 0) > layer}
 
 
-@pytest.mark.parametrize(("part", "forbidden"), [("objectives", {"models"}), ("models", {"objectives"}), ("solvers", {"paths", "models"})])
+@pytest.mark.parametrize(
+    ("part", "forbidden"), [("objectives", {"models"}), ("models", {"objectives"}), ("solvers", {"paths", "models"})]
+)
 def test_these_do_not_know_each_other(part, forbidden):
     """Losses and networks are chosen apart; sampling needs a callable and nothing else."""
     assert not [path for path in FILES if part_of(path) == part and parts_used(path) & forbidden]

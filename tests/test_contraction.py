@@ -85,7 +85,10 @@ def test_few_lanczos_iterations_never_overestimate(generator):
 
 def test_expansion_chooses_the_norm():
     matrix, x = random_matrix(3, 3), random_matrix(2, 3, seed=1)
-    metric, weights = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    metric, weights = (
+        torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)),
+        torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
+    )
     for options, expected in (
         ({}, log_norm(matrix)),
         ({"metric": metric}, log_norm(matrix, metric)),

@@ -22,7 +22,9 @@ from hf_flowft.couplings import (
 def draw(n, dimension, generator):
     """Noise, and data of two clusters."""
     x_0 = torch.randn(n, dimension, generator=generator)
-    return x_0, torch.randn(n, dimension, generator=generator) * 0.3 + 3 * torch.randint(0, 2, (n, 1), generator=generator)
+    return x_0, torch.randn(n, dimension, generator=generator) * 0.3 + 3 * torch.randint(
+        0, 2, (n, 1), generator=generator
+    )
 
 
 def cost(x_0, x_1, permutation):
@@ -107,7 +109,9 @@ def mean_noise_of_label_one(coupling, generator):
 @pytest.mark.parametrize("kind", [OTCoupling, SinkhornCoupling])
 def test_with_labels_the_noise_stays_independent_of_them(kind, generator):
     """Plain OT gives label 1 the upper half of the noise, mean sqrt(2 / pi) = 0.8; within labels the mean stays 0 (+- 4 s.e.)."""
-    assert mean_noise_of_label_one(kind(condition_mode="ignore"), generator) == pytest.approx((2 / np.pi) ** 0.5, abs=0.1)
+    assert mean_noise_of_label_one(kind(condition_mode="ignore"), generator) == pytest.approx(
+        (2 / np.pi) ** 0.5, abs=0.1
+    )
     assert abs(mean_noise_of_label_one(kind(), generator)) < 4 / 256**0.5
 
 

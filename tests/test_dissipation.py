@@ -192,7 +192,9 @@ def test_diagonal_stability_does_not_contract_under_a_moving_input():
     matrix = torch.tensor([[-0.1, -5.0], [5.0, -0.1]], dtype=torch.float64)
 
     def path(t):
-        return torch.tensor([[1.25 * (1 - math.cos(2 * math.pi * t)), 1.25 * (1 + math.cos(2 * math.pi * t))]], dtype=torch.float64)
+        return torch.tensor(
+            [[1.25 * (1 - math.cos(2 * math.pi * t)), 1.25 * (1 + math.cos(2 * math.pi * t))]], dtype=torch.float64
+        )
 
     def field(x, t):
         speed = 2.5 * math.pi * math.sin(2 * math.pi * t) * torch.tensor([[1.0, -1.0]], dtype=torch.float64)

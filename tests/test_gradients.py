@@ -103,7 +103,10 @@ def test_checkpointed_keeps_one_state_a_step(network, generator):
     [
         ({"gradient": "backprop"}, "'backprop'; choose direct, checkpointed, truncated or adjoint"),
         ({"gradient": "truncated", "last_steps": 0}, "last_steps must be at least 1, got 0"),
-        *(({"gradient": mode, "method": "rk5"}, "'rk5'") for mode in ("direct", "checkpointed", "truncated", "adjoint")),
+        *(
+            ({"gradient": mode, "method": "rk5"}, "'rk5'")
+            for mode in ("direct", "checkpointed", "truncated", "adjoint")
+        ),
     ],
     ids=str,
 )

@@ -37,7 +37,9 @@ def test_a_gaussian_flow_has_its_gaussian_likelihood(method, atol, generator):
 def test_hutchinson_is_exact_on_a_diagonal_jacobian(generator):
     """With Rademacher probes p^T J p is the trace of a diagonal J, so one probe is enough; events may be images."""
     x = torch.randn(4, 1, 2, 2, generator=generator, dtype=torch.float64)
-    found = log_likelihood(lambda x, t: gaussian_velocity(x, t, 0.5, 0.3), x, uniform_times(50), num_probes=1, generator=generator)
+    found = log_likelihood(
+        lambda x, t: gaussian_velocity(x, t, 0.5, 0.3), x, uniform_times(50), num_probes=1, generator=generator
+    )
     expected = Normal(0.5, 0.3**0.5).log_prob(x).sum(dim=(1, 2, 3))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -67,7 +69,9 @@ def test_a_field_of_its_parameters_alone_has_no_divergence():
     """A learned shift moves the density without changing its volume."""
     shift = torch.tensor([[1.0]], requires_grad=True)
     x = torch.tensor([[0.3], [2.0]])
-    torch.testing.assert_close(log_likelihood(lambda x, t: shift.expand_as(x), x, [0.0, 1.0]), Normal(0.0, 1.0).log_prob(x - 1)[:, 0])
+    torch.testing.assert_close(
+        log_likelihood(lambda x, t: shift.expand_as(x), x, [0.0, 1.0]), Normal(0.0, 1.0).log_prob(x - 1)[:, 0]
+    )
 
 
 def test_a_frozen_velocity_is_refused_and_its_model_is_not():
@@ -79,7 +83,9 @@ def test_a_frozen_velocity_is_refused_and_its_model_is_not():
     torch.testing.assert_close(found, Normal(0.0, 0.5).log_prob(x)[:, 0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("times", "probes", "named"), [([1.0, 0.0], 0, "from 0 to 1, got 1.0 to 0.0"), ([0.0, 1.0], -1, "got -1")])
+@pytest.mark.parametrize(
+    ("times", "probes", "named"), [([1.0, 0.0], 0, "from 0 to 1, got 1.0 to 0.0"), ([0.0, 1.0], -1, "got -1")]
+)
 def test_bad_requests_are_refused(times, probes, named):
     """A backwards grid and a negative number of probes are named."""
     with pytest.raises(ValueError, match=named):

@@ -1,5 +1,6 @@
 """Banks of pairs: each builder keeps its promise, on a base whose flow is known."""
 
+import math
 from dataclasses import replace
 from typing import get_args
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from closed_forms import GaussianFlow
 from scipy.optimize import linear_sum_assignment
+from torch import nn
 
 from hf_flowft.batch import Batch
 from hf_flowft.pairs import PairBuilder, PairsConfig, PairsName
@@ -16,9 +18,17 @@ BANKS = ["fixed", "ot_output", "inverse", "best_of_k", "self"]
 BASE = FrozenVelocity(GaussianFlow(1.0, 0.25))
 
 
-def build(name, data, generator, conditions=None, **options):
+class HalfTurn(nn.Module):
+    """x' = pi J x: the flow takes every point of the plane to its opposite, so noise near a data point ends far from it."""
+
+    def forward(self, x, t, class_labels=None):
+        """The rotation at half a turn in unit time."""
+        return math.pi * torch.stack([-x[:, 1], x[:, 0]], dim=1)
+
+
+def build(name, data, generator, conditions=None, base=BASE, **options):
     """The builder and its bank."""
-    builder = PairBuilder(PairsConfig(name, **options), BASE)
+    builder = PairBuilder(PairsConfig(name, **options), base)
     return builder, builder.build(data, conditions or {}, generator)
 
 
@@ -53,7 +63,9 @@ def test_a_bank_has_one_row_a_pair(name, data, generator):
 @pytest.mark.parametrize("name", BANKS)
 def test_the_same_generator_builds_the_same_bank(name, data):
     """A bank is a function of the base, the data and the generator."""
-    first, second = (build(name, data, torch.Generator().manual_seed(3), data.condition, num_pairs=8)[1] for _ in range(2))
+    first, second = (
+        build(name, data, torch.Generator().manual_seed(3), data.condition, num_pairs=8)[1] for _ in range(2)
+    )
     assert torch.equal(first.x_0, second.x_0)
     assert torch.equal(first.x_1, second.x_1)
 
@@ -75,9 +87,11 @@ def test_fixed_pairs_are_optimal_within_labels(data, generator):
 
 def test_ot_output_pairs_are_optimal_in_the_bases_outputs(data, generator):
     """The base's outputs, not the noises, are assigned to the data at SciPy's cost."""
-    builder, bank = build("ot_output", data, generator)
+    builder, bank = build("ot_output", data, generator, base=FrozenVelocity(HalfTurn()))
     cost, optimum = cost_and_optimum(builder.outputs(bank.x_0, bank.condition, ""), bank)
     assert cost == pytest.approx(optimum)
+    cost, optimum = cost_and_optimum(bank.x_0, bank)
+    assert cost > 1.5 * optimum
 
 
 def test_inverse_pairs_are_inverted_by_the_base(data, generator):
@@ -121,7 +135,9 @@ def test_independent_pairs_are_refused_with_the_reason():
 
 def test_only_banks_are_built(data, generator):
     """`sorted` pairs are made in every batch."""
-    assert [name for name in get_args(PairsName) if name != "independent" and PairsConfig(name).is_bank] == sorted(BANKS, key=BANK_ORDER)
+    assert [name for name in get_args(PairsName) if name != "independent" and PairsConfig(name).is_bank] == sorted(
+        BANKS, key=BANK_ORDER
+    )
     with pytest.raises(ValueError, match="'sorted' are made in every batch; banks are fixed"):
         build("sorted", data, generator)
 
@@ -133,7 +149,10 @@ BANK_ORDER = get_args(PairsName).index
     ("change", "named"),
     [
         ({"name": "nearest"}, "unknown pairs 'nearest'; choose one of fixed"),
-        *(({key: 0}, f"pairs.{key} must be at least 1, got 0") for key in ("num_steps", "num_candidates", "repeats", "num_pairs")),
+        *(
+            ({key: 0}, f"pairs.{key} must be at least 1, got 0")
+            for key in ("num_steps", "num_candidates", "repeats", "num_pairs")
+        ),
         ({"refresh_epochs": -1}, "refresh_epochs must be >= 0, got -1"),
     ],
     ids=str,

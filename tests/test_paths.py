@@ -132,7 +132,9 @@ def test_bridge_velocity_score_and_drift_agree(sigma_b, shape, generator):
 def test_the_bridge_score_is_that_of_its_gaussian(generator):
     """x_t given the ends is N((1 - t) x_0 + t x_1, sigma_b^2 t (1 - t)), and the score is the gradient of its log-density."""
     x_0, x_1, t = draw((16, 1), generator)
-    bridge = BrownianBridgePath(0.7).bridge_sample(x_0, x_1, t, torch.randn(16, 1, generator=generator, dtype=torch.float64))
+    bridge = BrownianBridgePath(0.7).bridge_sample(
+        x_0, x_1, t, torch.randn(16, 1, generator=generator, dtype=torch.float64)
+    )
     x, s = bridge.x_t.clone().requires_grad_(True), t[:, None]
     law = torch.distributions.Normal((1 - s) * x_0 + s * x_1, 0.7 * (s * (1 - s)).sqrt())
     torch.testing.assert_close(bridge.score, torch.autograd.grad(law.log_prob(x).sum(), x)[0])

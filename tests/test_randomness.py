@@ -7,7 +7,10 @@ from hf_flowft.randomness import keyed_generator, keyed_seed
 
 def test_the_same_key_gives_the_same_draws():
     """A resumed run, or another process, sees the same numbers."""
-    assert torch.equal(torch.randn(5, generator=keyed_generator(0, "noise", 7)), torch.randn(5, generator=keyed_generator(0, "noise", 7)))
+    assert torch.equal(
+        torch.randn(5, generator=keyed_generator(0, "noise", 7)),
+        torch.randn(5, generator=keyed_generator(0, "noise", 7)),
+    )
 
 
 def test_every_part_of_the_key_counts():

@@ -59,7 +59,9 @@ def test_replay_times_follow_the_training_density(shift, generator):
     grid = torch.tensor([*replay.times, 1.0])
     expected = density.sample(100_000, generator)
     for node in grid[1:-1:8]:
-        assert (t < node - 1e-6).float().mean().item() == pytest.approx((expected < node).float().mean().item(), abs=0.03)
+        assert (t < node - 1e-6).float().mean().item() == pytest.approx(
+            (expected < node).float().mean().item(), abs=0.03
+        )
 
 
 @pytest.mark.parametrize("states", ["interpolant", "trajectory"])
@@ -72,7 +74,9 @@ def test_two_processes_draw_one_replay_batch(states, generator):
     assert torch.equal(torch.cat([half.t for half in halves]), whole.t)
 
 
-@pytest.mark.parametrize(("coupling", "kind"), [("independent", "interpolant"), ("ot", "trajectory"), ("unknown", "trajectory")])
+@pytest.mark.parametrize(
+    ("coupling", "kind"), [("independent", "interpolant"), ("ot", "trajectory"), ("unknown", "trajectory")]
+)
 def test_states_follow_the_coupling_of_the_base(coupling, kind, generator):
     """Interpolants are right for an independently coupled base only; trajectories for every other, and when nobody knows."""
     replay = bank(generator, base_coupling=coupling)
@@ -118,7 +122,12 @@ def log_density(x, t, mean, variance):
     return torch.distributions.Normal(t * mean, ((1 - t) ** 2 + t**2 * variance).sqrt()).log_prob(x)
 
 
-DIRECTIONS = [lambda x, t: torch.ones_like(x), lambda x, t: x * (1 - t), lambda x, t: torch.tanh(x), lambda x, t: (x < 0).float()]
+DIRECTIONS = [
+    lambda x, t: torch.ones_like(x),
+    lambda x, t: x * (1 - t),
+    lambda x, t: torch.tanh(x),
+    lambda x, t: (x < 0).float(),
+]
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
@@ -165,11 +174,16 @@ def test_replay_keeps_the_old_condition_and_plain_fine_tuning_forgets_it(generat
     fit(FlowMatchingObjective(), base, old, 0, 400, "base")
 
     def mean_and_std(model, label):
-        noise, labels = torch.randn(1000, 1, generator=keyed_generator("noise")), {"class_labels": torch.full((1000,), label)}
+        noise, labels = (
+            torch.randn(1000, 1, generator=keyed_generator("noise")),
+            {"class_labels": torch.full((1000,), label)},
+        )
         samples = generate(Velocity(model), noise, labels, uniform_times(20), "heun")
         return samples.mean().item(), samples.std().item()
 
-    replay = build_replay(FrozenVelocity(base), {"class_labels": torch.zeros(1).long()}, [1], generator, base_coupling="independent")
+    replay = build_replay(
+        FrozenVelocity(base), {"class_labels": torch.zeros(1).long()}, [1], generator, base_coupling="independent"
+    )
     distances = {}
     for objective in (FlowMatchingObjective(), ReplayObjective(replay)):
         model = VelocityMLP([1], hidden_dim=32, num_layers=2, num_classes=2)

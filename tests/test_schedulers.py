@@ -81,7 +81,9 @@ def test_sde_loop_is_bitwise_our_integrator(model):
     scheduler.set_timesteps(6)
     x, generator = normal(5, 3), torch.Generator().manual_seed(3)
     schedule = NoiseSchedule("constant", 0.7)
-    expected = integrate_sde(Velocity(model).field(), x, time_grid(6, 2.0), schedule, generator=torch.Generator().manual_seed(3)).x
+    expected = integrate_sde(
+        Velocity(model).field(), x, time_grid(6, 2.0), schedule, generator=torch.Generator().manual_seed(3)
+    ).x
     for timestep in scheduler.timesteps:
         x = scheduler.step(model(x, timestep).sample, timestep, x, generator=generator).prev_sample
     assert torch.equal(x, expected)
@@ -106,7 +108,8 @@ def test_exact_on_polynomials_of_its_degree_and_no_further(solver, degree):
     scheduler.set_timesteps(3)
     x = normal(4, dtype=torch.float64)
     errors = [
-        (run(scheduler, lambda y, t, k=k: torch.full_like(y, (k + 1) * t**k), x) - (x + 1)).abs().max().item() for k in range(degree + 2)
+        (run(scheduler, lambda y, t, k=k: torch.full_like(y, (k + 1) * t**k), x) - (x + 1)).abs().max().item()
+        for k in range(degree + 2)
     ]
     assert max(errors[:-1]) < 1e-6  # timesteps are float32
     assert errors[-1] > 1e-3
@@ -246,6 +249,9 @@ def test_bad_settings_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             FlowODEScheduler(**wrong)
-    for wrong, message in [({"noise_schedule": "cosine"}, "sqrt, constant or memoryless"), ({"noise_scale": -1.0}, ">= 0")]:
+    for wrong, message in [
+        ({"noise_schedule": "cosine"}, "sqrt, constant or memoryless"),
+        ({"noise_scale": -1.0}, ">= 0"),
+    ]:
         with pytest.raises(ValueError, match=message):
             FlowSDEScheduler(**wrong)

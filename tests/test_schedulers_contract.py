@@ -11,7 +11,10 @@ from hf_flowft.conventions import sigma_grid
 from hf_flowft.schedulers import FlowODEScheduler, FlowSDEScheduler
 
 SOLVERS = ["euler", "midpoint", "heun", "rk4"]
-EVERY = [*[(FlowODEScheduler, {"solver": solver}) for solver in SOLVERS], (FlowSDEScheduler, {"noise_schedule": "memoryless"})]
+EVERY = [
+    *[(FlowODEScheduler, {"solver": solver}) for solver in SOLVERS],
+    (FlowSDEScheduler, {"noise_schedule": "memoryless"}),
+]
 every_scheduler = pytest.mark.parametrize(("cls", "config"), EVERY)
 
 
@@ -184,7 +187,12 @@ def test_noising_on_the_grid_is_that_of_diffusers():
 
 def test_bad_noising_is_refused():
     scheduler, x = FlowODEScheduler(), normal(4, 2)
-    for timesteps, message in [(1001, "must be in"), (-1.0, "must be in"), (float("nan"), "must be in"), (torch.ones(3), "shape")]:
+    for timesteps, message in [
+        (1001, "must be in"),
+        (-1.0, "must be in"),
+        (float("nan"), "must be in"),
+        (torch.ones(3), "shape"),
+    ]:
         with pytest.raises(ValueError, match=message):
             scheduler.add_noise(x, x, timesteps)
     with pytest.raises(ValueError, match="same shape"):
@@ -210,7 +218,9 @@ def test_save_and_load_give_the_same_samples(cls, config, tmp_path):
     assert saved["_class_name"] == cls.__name__
     loaded = cls.from_pretrained(tmp_path)
     private = {"_use_default_values"}  # diffusers' own note of what was not passed
-    assert {k: v for k, v in loaded.config.items() if k not in private} == {k: v for k, v in scheduler.config.items() if k not in private}
+    assert {k: v for k, v in loaded.config.items() if k not in private} == {
+        k: v for k, v in scheduler.config.items() if k not in private
+    }
     for one in (scheduler, loaded):
         one.set_timesteps(4)
     x = normal(3, 2)

@@ -48,7 +48,9 @@ class Counted:
 def test_the_slope_of_the_error_is_the_order(method):
     """log error against log step has the slope of the tableau's order."""
     steps = np.array([16, 32, 64, 128])
-    errors = [(integrate(riccati, START, uniform_times(int(n)), method).x - RICCATI_END).abs().max().item() for n in steps]
+    errors = [
+        (integrate(riccati, START, uniform_times(int(n)), method).x - RICCATI_END).abs().max().item() for n in steps
+    ]
     slope = np.polyfit(np.log(1 / steps), np.log(errors), 1)[0]
     assert slope == pytest.approx(TABLEAUX[method].order, abs=0.15)
 
@@ -102,7 +104,9 @@ def test_reverse_time_returns(method):
     torch.testing.assert_close(back, START, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize(("method", "theirs"), [("euler", "euler"), ("midpoint", "midpoint"), ("heun", "heun2"), ("rk4", "rk4")])
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("euler", "euler"), ("midpoint", "midpoint"), ("heun", "heun2"), ("rk4", "rk4")]
+)
 def test_fixed_steps_agree_with_torchdiffeq(method, theirs):
     """The same grid gives the same end to 1e-5 (their rk4 is the 3/8 rule, so it agrees to its order only)."""
     times = time_grid(32, shift=2.0)
@@ -212,7 +216,9 @@ def sample_sde(field, schedule, num_steps, generator, n=50_000):
     return integrate_sde(field, noise, times, schedule, generator=generator, trajectory=True).trajectory[..., 0]
 
 
-@pytest.mark.parametrize("schedule", [NoiseSchedule(), NoiseSchedule("sqrt", 4.0), NoiseSchedule("constant", 0.7)], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [NoiseSchedule(), NoiseSchedule("sqrt", 4.0), NoiseSchedule("constant", 0.7)], ids=str
+)
 def test_sdes_have_the_marginals_of_the_flow(schedule, generator):
     """Halfway and at the end the SDE of N(1.5, 0.3^2) has the mean t m and the variance (1 - t)^2 + t^2 C of the flow."""
     states = sample_sde(lambda x, t: gaussian_velocity(x, t, 1.5, 0.09), schedule, 200, generator)
@@ -248,9 +254,21 @@ def test_step_variances_add_up_to_the_integral():
         assert sum(schedule.variance(a, b) for a, b in itertools.pairwise(times)) == pytest.approx(total)
 
 
+@pytest.mark.parametrize(
+    "schedule", [NoiseSchedule("sqrt", 2.0), NoiseSchedule("constant", 0.5), NoiseSchedule("memoryless")], ids=str
+)
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_drift_and_noise_come_from_one_diffusion(schedule, t):
+    """The variance of a short step is g^2 h with g^2 = 2 (1 - t) k_t, k_t being the rate in the drift, clamped alike."""
+    h = 1e-6
+    assert schedule.variance(t, t + h) == pytest.approx(2 * (1 - t) * schedule.half_rate(t, h) * h, rel=1e-5)
+
+
 def test_sde_noise_is_the_generators_own():
     """The same generator gives the same sample, another one another."""
-    draws = [sample_sde(riccati, NoiseSchedule(), 5, torch.Generator().manual_seed(seed), n=3)[-1] for seed in (0, 0, 1)]
+    draws = [
+        sample_sde(riccati, NoiseSchedule(), 5, torch.Generator().manual_seed(seed), n=3)[-1] for seed in (0, 0, 1)
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -261,11 +279,17 @@ def test_sde_noise_is_the_generators_own():
         (lambda: integrate(riccati, START, [0.0, 1.0], "rk5"), "'rk5'; choose one of euler, midpoint, heun, rk4"),
         (lambda: integrate(riccati, START, [0.0]), r"at least two times, got \[0\.0\]"),
         (lambda: uniform_times(0), "num_steps must be at least 1, got 0"),
-        (lambda: integrate_adaptive(riccati, START, method="euler"), "unknown adaptive solver 'euler'; choose one of dopri5"),
+        (
+            lambda: integrate_adaptive(riccati, START, method="euler"),
+            "unknown adaptive solver 'euler'; choose one of dopri5",
+        ),
         (lambda: integrate_adaptive(riccati, START, rtol=0.0), "rtol and atol must be positive, got 0.0"),
         (lambda: NoiseSchedule("linear"), "unknown noise schedule 'linear'; choose sqrt, constant or memoryless"),
         (lambda: NoiseSchedule("sqrt", -1.0), "must be a number >= 0, got -1.0"),
-        (lambda: integrate_sde(riccati, START, [1.0, 0.0], NoiseSchedule()), r"increasing times within \[0, 1\]; got \[1\.0, 0\.0\]"),
+        (
+            lambda: integrate_sde(riccati, START, [1.0, 0.0], NoiseSchedule()),
+            r"increasing times within \[0, 1\]; got \[1\.0, 0\.0\]",
+        ),
         (lambda: integrate_sde(riccati, START, [0.0], NoiseSchedule()), "at least two increasing times"),
         (lambda: integrate_sde(riccati, START, [0.5, 1.5], NoiseSchedule()), r"within \[0, 1\]"),
     ],

@@ -43,7 +43,9 @@ def test_shift_moves_the_same_draws(name, generator):
     assert (shifted <= plain).all()
 
 
-@pytest.mark.parametrize("change", [{"std": 0.0}, {"a": -1.0}, {"b": math.nan}, {"shift": 0.0}, {"name": "normal"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"std": 0.0}, {"a": -1.0}, {"b": math.nan}, {"shift": 0.0}, {"name": "normal"}], ids=str
+)
 def test_bad_densities_are_refused(change):
     """Parameters that are not positive, and unknown names, are named."""
     with pytest.raises(ValueError, match="|".join(str(value) for value in change.values())):
@@ -51,7 +53,9 @@ def test_bad_densities_are_refused(change):
 
 
 @SCHEDULES
-@pytest.mark.parametrize(("start", "final", "end"), [(19.0, 0.0, 0.8), (3.0, 0.5, 1.0), (2.0, 0.001, 0.5), (1.0, 1.0, 0.8)])
+@pytest.mark.parametrize(
+    ("start", "final", "end"), [(19.0, 0.0, 0.8), (3.0, 0.5, 1.0), (2.0, 0.001, 0.5), (1.0, 1.0, 0.8)]
+)
 def test_temperatures_start_and_end_exactly(name, start, final, end):
     """tau(0) is the initial and tau(1) the final temperature to the last bit, held from `end` on."""
     schedule = TemperatureSchedule(name, initial_temperature=start, final_temperature=final, end=end)

@@ -51,7 +51,9 @@ def zero_base():
 @pytest.mark.parametrize("make", [lambda: mlp_base(num_classes=2), unet_base])
 def test_untrained_viscosity_is_the_base_bit_for_bit(structure, make, generator):
     base = make().eval()
-    model = ViscousFlowModel.from_base(base, structure=structure, num_classes=3 if make is unet_base else 2, hidden_dim=8)
+    model = ViscousFlowModel.from_base(
+        base, structure=structure, num_classes=3 if make is unet_base else 2, hidden_dim=8
+    )
     sample = torch.randn(5, *model.config.event_shape, generator=generator)
     timestep, labels = torch.tensor([0.0, 1.0, 333.3, 999.0, 1000.0]), torch.tensor([0, 1, 2, 1, 0])
     expected = base(sample, timestep, class_labels=labels).sample
@@ -208,7 +210,9 @@ def test_save_and_load_are_bitwise(structure, make, tmp_path, generator):
         condition["condition"] = torch.randn(3, 2, generator=generator)
     assert torch.equal(model(sample, 400.0, **condition).sample, loaded(sample, 400.0, **condition).sample)
     assert type(loaded.base_model) is type(model.base_model)
-    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def test_labels_and_conditions_reach_centre_and_forcing(generator):
@@ -269,7 +273,9 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_bases_are_a_closed_list():
-    with pytest.raises(ValueError, match=r"class 'os\.system' is not accepted; its config must name one of VelocityMLP, UNet2DModel"):
+    with pytest.raises(
+        ValueError, match=r"class 'os\.system' is not accepted; its config must name one of VelocityMLP, UNet2DModel"
+    ):
         build_base({"_class_name": "os.system", "event_shape": [2]})
     with pytest.raises(ValueError, match="class None"):
         build_base({"event_shape": [2]})

@@ -35,8 +35,12 @@ def digits_dataset() -> Dataset:
     from sklearn.datasets import load_digits as sklearn_digits
 
     bunch = sklearn_digits()
-    features = Features({"sample": Array3D((1, 8, 8), "float32"), "label": ClassLabel(names=[str(i) for i in range(10)])})
-    return Dataset.from_dict({"sample": bunch.images.astype(np.float32)[:, None], "label": bunch.target}, features=features)
+    features = Features(
+        {"sample": Array3D((1, 8, 8), "float32"), "label": ClassLabel(names=[str(i) for i in range(10)])}
+    )
+    return Dataset.from_dict(
+        {"sample": bunch.images.astype(np.float32)[:, None], "label": bunch.target}, features=features
+    )
 
 
 def load_digits(config: DigitsConfig = DigitsConfig()) -> FlowData:
@@ -50,10 +54,14 @@ def load_digits(config: DigitsConfig = DigitsConfig()) -> FlowData:
     splits = split_dataset(target, *fractions, name=f"digits {config.labels}")
     if config.train_size:
         if config.train_size > len(splits["train"]):
-            raise ValueError(f"train_size is {config.train_size}, but the training split has {len(splits['train'])} images.")
+            raise ValueError(
+                f"train_size is {config.train_size}, but the training split has {len(splits['train'])} images."
+            )
         splits["train"] = balanced_take(splits["train"], "label", config.train_size)
     if config.base_labels:
-        splits |= split_dataset(select_labels(everything, "label", config.base_labels), *fractions, prefix="base_", name="base digits")
+        splits |= split_dataset(
+            select_labels(everything, "label", config.base_labels), *fractions, prefix="base_", name="base digits"
+        )
     return FlowData(
         name="digits",
         splits=splits,

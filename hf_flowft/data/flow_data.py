@@ -73,7 +73,9 @@ class FlowData:
                 raise ValueError(f"unknown split {name!r}; the splits of a FlowData are {', '.join(SPLITS)}.")
             require_columns(split, [self.sample_column, *self.condition_columns.values()], f"split {name!r}")
             if len(split) == 0:
-                raise ValueError(f"split {name!r} of {self.name!r} is empty: check the data source, the labels chosen and the split sizes.")
+                raise ValueError(
+                    f"split {name!r} of {self.name!r} is empty: check the data source, the labels chosen and the split sizes."
+                )
         if "train" not in self.splits:
             raise ValueError(f"data {self.name!r} has no 'train' split, only {sorted(self.splits)}.")
 
@@ -81,6 +83,16 @@ class FlowData:
     def counts(self) -> dict[str, int]:
         """Number of samples in each split."""
         return {name: len(split) for name, split in self.splits.items()}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels the model must know; 0 without labels."""
+        column = self.condition_columns.get("class_labels")
+        if column is None:
+            return 0
+        return len(self.label_names) or 1 + max(
+            int(np.max(s.with_format("numpy")[column])) for s in self.splits.values()
+        )
 
     def rows(self, split: str, index: Sequence[int] | None = None) -> Batch:
         """Rows of a split (all without `index`), normalised, float32, on the CPU.
@@ -133,7 +145,9 @@ def _channels_first(array: np.ndarray, event_shape: Sequence[int]) -> np.ndarray
 def _condition(values: Any, column: str) -> Tensor:
     array = np.asarray(values)
     if array.dtype == object or not np.issubdtype(array.dtype, np.number):
-        raise ValueError(f"the condition column {column!r} must hold numbers of one shape, got {array.dtype}; encode labels as integers.")
+        raise ValueError(
+            f"the condition column {column!r} must hold numbers of one shape, got {array.dtype}; encode labels as integers."
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"the condition column {column!r} holds NaN or infinite values.")
     return torch.from_numpy(array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32))
@@ -152,7 +166,9 @@ def split_rows(size: int, validation: float, test: float, seed: int, name: str =
     Raises: ValueError for fractions outside [0, 1) or splits that would be empty.
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(f"validation and test fractions must be >= 0 and leave room for training, got {validation} and {test}.")
+        raise ValueError(
+            f"validation and test fractions must be >= 0 and leave room for training, got {validation} and {test}."
+        )
     if size == 0:
         raise ValueError(f"{name} is empty: there is nothing to split; check the source and the labels chosen.")
     order = torch.randperm(size, generator=keyed_generator(seed, "split")).tolist()
@@ -162,7 +178,14 @@ def split_rows(size: int, validation: float, test: float, seed: int, name: str =
 
 
 def split_dataset(
-    dataset: Dataset, validation: float, test: float, seed: int, *, prefix: str = "", train_size: int = 0, name: str = "data"
+    dataset: Dataset,
+    validation: float,
+    test: float,
+    seed: int,
+    *,
+    prefix: str = "",
+    train_size: int = 0,
+    name: str = "data",
 ) -> dict[str, Dataset]:
     """`split_rows` applied; `prefix` "base_" names the base's splits; `train_size` > 0 keeps that many training rows.
 
@@ -170,7 +193,9 @@ def split_dataset(
     """
     parts = split_rows(len(dataset), validation, test, seed, name)
     if train_size > len(parts["train"]):
-        raise ValueError(f"train_size is {train_size}, but only {len(parts['train'])} rows of {name} are left for training.")
+        raise ValueError(
+            f"train_size is {train_size}, but only {len(parts['train'])} rows of {name} are left for training."
+        )
     if train_size:
         parts["train"] = parts["train"][:train_size]
     return {f"{prefix}{split}": dataset.select(rows) for split, rows in parts.items() if rows or split == "train"}

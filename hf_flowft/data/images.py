@@ -50,7 +50,9 @@ class ImagesConfig:
 
 def prepare_image(image: PILImage.Image, resolution: int, channels: int) -> np.ndarray:
     """A PIL image as (channels, resolution, resolution) uint8: shorter side resized (bicubic), centre cropped."""
-    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (resolution, resolution), PILImage.Resampling.BICUBIC)
+    fitted = ImageOps.fit(
+        image.convert("L" if channels == 1 else "RGB"), (resolution, resolution), PILImage.Resampling.BICUBIC
+    )
     array = np.asarray(fitted, dtype=np.uint8)
     return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
 
@@ -63,14 +65,20 @@ def load_images(config: ImagesConfig) -> FlowData:
     if not config.path:
         raise ValueError("data.path must be given: a folder of images, a file, or the id of a data set on the Hub.")
     dataset, facts = load_source(config.path, config.split, config.revision)
-    require_columns(dataset, [config.image_column, *([config.label_column] if config.label_column else [])], config.path)
+    require_columns(
+        dataset, [config.image_column, *([config.label_column] if config.label_column else [])], config.path
+    )
     if not isinstance(dataset.features[config.image_column], Image):
-        raise ValueError(f"column {config.image_column!r} of {config.path} holds {dataset.features[config.image_column]}, not images.")
+        raise ValueError(
+            f"column {config.image_column!r} of {config.path} holds {dataset.features[config.image_column]}, not images."
+        )
     target = select_labels(dataset, config.label_column, config.labels) if config.labels else dataset
     fractions = (config.validation, config.test, config.seed)
     splits = split_dataset(target, *fractions, train_size=config.train_size, name=config.path)
     if config.base_labels:
-        splits |= split_dataset(select_labels(dataset, config.label_column, config.base_labels), *fractions, prefix="base_")
+        splits |= split_dataset(
+            select_labels(dataset, config.label_column, config.base_labels), *fractions, prefix="base_"
+        )
     label = dataset.features.get(config.label_column)
     return FlowData(
         name=Path(config.path).name,
@@ -82,5 +90,10 @@ def load_images(config: ImagesConfig) -> FlowData:
         condition_columns={"class_labels": config.label_column} if config.label_column else {},
         is_image=True,
         label_names=list(label.names) if isinstance(label, ClassLabel) else [],
-        facts={**facts, "labels": list(config.labels), "base_labels": list(config.base_labels), "value_range": [0.0, 255.0]},
+        facts={
+            **facts,
+            "labels": list(config.labels),
+            "base_labels": list(config.base_labels),
+            "value_range": [0.0, 255.0],
+        },
     )

@@ -19,13 +19,19 @@ def load_source(path: str, split: str = "train", revision: str = "") -> tuple[Da
     try:
         if local.is_file():
             if local.suffix not in FILE_BUILDERS:
-                raise ValueError(f"cannot read {path}: known files are {', '.join(FILE_BUILDERS)} (and .npz for vectors).")
-            return load_dataset(FILE_BUILDERS[local.suffix], data_files=str(local), split="train"), {"source": local.name}
+                raise ValueError(
+                    f"cannot read {path}: known files are {', '.join(FILE_BUILDERS)} (and .npz for vectors)."
+                )
+            return load_dataset(FILE_BUILDERS[local.suffix], data_files=str(local), split="train"), {
+                "source": local.name
+            }
         if local.is_dir():
             tables = sorted(f for f in local.rglob("*") if f.suffix in FILE_BUILDERS and f.name != "metadata.jsonl")
             if tables:
                 files = [str(f) for f in tables if f.suffix == tables[0].suffix]
-                return load_dataset(FILE_BUILDERS[tables[0].suffix], data_files=files, split="train"), {"source": local.name}
+                return load_dataset(FILE_BUILDERS[tables[0].suffix], data_files=files, split="train"), {
+                    "source": local.name
+                }
             return load_dataset("imagefolder", data_dir=str(local), split="train"), {"source": local.name}
         dataset = load_dataset(path, split=split, revision=revision or None)
         return dataset, {"source": path, "split": split, "revision": _revision(dataset) or revision or "unknown"}
@@ -33,7 +39,9 @@ def load_source(path: str, split: str = "train", revision: str = "") -> tuple[Da
         raise
     except Exception as error:  # datasets raises a dozen kinds; the user needs one sentence
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"cannot load the data set {path!r}: no such file or folder here, and the Hub says: {reason}") from error
+        raise ValueError(
+            f"cannot load the data set {path!r}: no such file or folder here, and the Hub says: {reason}"
+        ) from error
 
 
 def _revision(dataset: Dataset) -> str:

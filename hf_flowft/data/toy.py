@@ -68,13 +68,17 @@ def shift_domain(x: Tensor, rotation: float, scale: float, move: float) -> Tenso
 
 
 def _dataset(x: Tensor) -> Dataset:
-    return Dataset.from_dict({"sample": x.numpy().astype(np.float32)}, features=Features({"sample": Sequence(Value("float32"), 2)}))
+    return Dataset.from_dict(
+        {"sample": x.numpy().astype(np.float32)}, features=Features({"sample": Sequence(Value("float32"), 2)})
+    )
 
 
 def load_toy(config: ToyConfig = ToyConfig()) -> FlowData:
     """The distribution with fresh samples for each split."""
     if config.train_size < 1 or config.eval_size < 1:
-        raise ValueError(f"train_size and eval_size must be at least 1, got {config.train_size} and {config.eval_size}.")
+        raise ValueError(
+            f"train_size and eval_size must be at least 1, got {config.train_size} and {config.eval_size}."
+        )
     splits = {}
     for split, size in (("train", config.train_size), ("validation", config.eval_size), ("test", config.eval_size)):
         x = sample_toy(config.distribution, size, keyed_generator(config.seed, "toy", split))
@@ -82,5 +86,10 @@ def load_toy(config: ToyConfig = ToyConfig()) -> FlowData:
         if config.with_base:
             base = sample_toy(config.distribution, size, keyed_generator(config.seed, "toy", "base", split))
             splits[f"base_{split}"] = _dataset(base)
-    facts = {"source": f"generated: {config.distribution}", "rotation": config.rotation, "scale": config.scale, "move": config.move}
+    facts = {
+        "source": f"generated: {config.distribution}",
+        "rotation": config.rotation,
+        "scale": config.scale,
+        "move": config.move,
+    }
     return FlowData(name=config.distribution, splits=splits, event_shape=(2,), facts=facts)

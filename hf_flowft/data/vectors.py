@@ -60,13 +60,17 @@ def _join(dataset: Dataset, columns: list[str], name: str) -> Dataset:
     require_columns(dataset, columns, "the table")
     table = dataset.with_format("numpy")[:]
     parts = [np.asarray(table[column], dtype=np.float32).reshape(len(dataset), -1) for column in columns]
-    return dataset.remove_columns([c for c in (name,) if c in dataset.column_names]).add_column(name, list(np.concatenate(parts, axis=1)))
+    return dataset.remove_columns([c for c in (name,) if c in dataset.column_names]).add_column(
+        name, list(np.concatenate(parts, axis=1))
+    )
 
 
 def load_vectors(config: VectorsConfig) -> FlowData:
     """The table as flow data.  Raises: ValueError for missing files or columns, an empty table, values that are not numbers."""
     if not config.path or not config.columns:
-        raise ValueError("data.path and data.columns must be given: where the table is, and which columns make up the vector.")
+        raise ValueError(
+            "data.path and data.columns must be given: where the table is, and which columns make up the vector."
+        )
     dataset, facts = _read(config)
     dataset = _join(dataset, config.columns, "sample")
     conditions: dict[str, str] = {}
@@ -76,10 +80,14 @@ def load_vectors(config: VectorsConfig) -> FlowData:
         require_columns(dataset, [config.label_column], config.path)
         conditions["class_labels"] = config.label_column
     target = select_labels(dataset, config.label_column, config.labels) if config.labels else dataset
-    splits = split_dataset(target, config.validation, config.test, config.seed, train_size=config.train_size, name=config.path)
+    splits = split_dataset(
+        target, config.validation, config.test, config.seed, train_size=config.train_size, name=config.path
+    )
     if config.base_labels:
         base = select_labels(dataset, config.label_column, config.base_labels)
-        splits |= split_dataset(base, config.validation, config.test, config.seed, prefix="base_", name="the base's labels")
+        splits |= split_dataset(
+            base, config.validation, config.test, config.seed, prefix="base_", name="the base's labels"
+        )
     train = splits["train"].with_format("numpy")[:]["sample"]
     size = len(np.asarray(train[0]).reshape(-1))
     samples = stack_samples(train, (size,), range(len(train)), f"the training split of {config.path}")
@@ -89,7 +97,12 @@ def load_vectors(config: VectorsConfig) -> FlowData:
         event_shape=(size,),
         normalisation=Normalisation.fit(samples) if config.normalise else Normalisation(),
         condition_columns=conditions,
-        facts={**facts, "columns": list(config.columns), "labels": list(config.labels), "base_labels": list(config.base_labels)},
+        facts={
+            **facts,
+            "columns": list(config.columns),
+            "labels": list(config.labels),
+            "base_labels": list(config.base_labels),
+        },
     )
 
 

@@ -21,7 +21,9 @@ from ..solvers import Field, integrate
 Norm = Callable[[Tensor], Tensor]
 
 
-def expansion(field: Field, x: Tensor, t: float, *, metric: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+def expansion(
+    field: Field, x: Tensor, t: float, *, metric: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """The logarithmic norm of J = df/dx at every state: how fast two neighbours part, at worst.
 
     Unit: 1 / time; lower is better, negative contracts.

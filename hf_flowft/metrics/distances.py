@@ -26,7 +26,9 @@ def flat_samples(x: Tensor, name: str = "x", minimum: int = 1) -> Tensor:
     flat = x.detach().to("cpu", torch.float64).reshape(x.shape[0], -1)
     if not flat.isfinite().all():
         bad = int((~flat.isfinite()).any(dim=1).sum())
-        raise ValueError(f"{name} holds NaN or infinite values in {bad} of its {x.shape[0]} samples: a distance to them means nothing.")
+        raise ValueError(
+            f"{name} holds NaN or infinite values in {bad} of its {x.shape[0]} samples: a distance to them means nothing."
+        )
     return flat
 
 
@@ -90,7 +92,9 @@ def _squared_wasserstein_1d(x: Tensor, y: Tensor) -> Tensor:
     """The integral of (F^-1 - G^-1)^2 over [0, 1], exactly, column by column: (n, k), (m, k) -> (k,)."""
     n, m = x.shape[0], y.shape[0]
     x, y = x.sort(dim=0).values, y.sort(dim=0).values
-    ends = torch.cat([torch.arange(1, n + 1, dtype=x.dtype) / n, torch.arange(1, m + 1, dtype=x.dtype) / m]).sort().values
+    ends = (
+        torch.cat([torch.arange(1, n + 1, dtype=x.dtype) / n, torch.arange(1, m + 1, dtype=x.dtype) / m]).sort().values
+    )
     widths = ends.diff(prepend=ends.new_zeros(1))
     middles = ends - widths / 2
     quantiles_x = x[(middles * n).long().clamp(max=n - 1)]
@@ -116,7 +120,9 @@ def energy_distance_by_label(x: Tensor, y: Tensor, labels_x: Tensor, labels_y: T
     """
     for name, samples, labels in (("x", x, labels_x), ("y", y, labels_y)):
         if labels.shape != samples.shape[:1]:
-            raise ValueError(f"labels_{name} must hold one label a sample, got {tuple(labels.shape)} for {tuple(samples.shape)}.")
+            raise ValueError(
+                f"labels_{name} must hold one label a sample, got {tuple(labels.shape)} for {tuple(samples.shape)}."
+            )
     known, wanted = labels_x.unique().tolist(), labels_y.unique().tolist()
     if known != wanted or not wanted:
         raise ValueError(f"both sides must hold the same labels, got {known} for x and {wanted} for y.")
@@ -124,7 +130,9 @@ def energy_distance_by_label(x: Tensor, y: Tensor, labels_x: Tensor, labels_y: T
     for label in wanted:
         of_x, of_y = x[labels_x == label], y[labels_y == label]
         if min(len(of_x), len(of_y)) < 2:
-            raise ValueError(f"label {label} needs at least two samples on both sides, got {len(of_x)} and {len(of_y)}.")
+            raise ValueError(
+                f"label {label} needs at least two samples on both sides, got {len(of_x)} and {len(of_y)}."
+            )
         distances.append(energy_distance(of_x, of_y))
     return sum(distances) / len(distances)
 

@@ -61,9 +61,13 @@ def path_geometry(
     parts = []
     for rows, c in _blocks(x_0, condition, batch_size):
         x = generate(velocity, x_0[rows], c, times, method, batch_size=batch_size, trajectory=True)
-        v = torch.stack([evaluate(velocity, state, t, c, batch_size=batch_size) for state, t in zip(x, times, strict=True)])
+        v = torch.stack(
+            [evaluate(velocity, state, t, c, batch_size=batch_size) for state, t in zip(x, times, strict=True)]
+        )
         parts.append(_geometry(x.double().flatten(2), v.double().flatten(2)))
-    length, displacement, straightness, curvature = (_finite(mean) for mean in torch.cat(parts, dim=1).mean(dim=1).tolist())
+    length, displacement, straightness, curvature = (
+        _finite(mean) for mean in torch.cat(parts, dim=1).mean(dim=1).tolist()
+    )
     return PathGeometry(length, length / displacement if displacement else math.inf, straightness, curvature)
 
 
@@ -126,7 +130,9 @@ def reconstruction_errors(
     def error(samples: Tensor) -> float:
         return _mean_square(samples - pairs.x_1.cpu())
 
-    return few_step_curve(error, velocity, pairs.x_0, pairs.condition, num_steps, method=method, shift=shift, batch_size=batch_size)
+    return few_step_curve(
+        error, velocity, pairs.x_0, pairs.condition, num_steps, method=method, shift=shift, batch_size=batch_size
+    )
 
 
 def few_step_curve(
@@ -192,7 +198,9 @@ def held_out_loss(
 
 
 @torch.no_grad()
-def evaluate(velocity: Velocity, x: Tensor, t: float | Tensor, condition: Condition | None = None, *, batch_size: int = 1024) -> Tensor:
+def evaluate(
+    velocity: Velocity, x: Tensor, t: float | Tensor, condition: Condition | None = None, *, batch_size: int = 1024
+) -> Tensor:
     """v(x, t | c) in batches, in eval mode.
 
     Args: `x`: (n, *event); `t`: a number or (n,).  Returns: (n, *event) on the CPU.
@@ -202,7 +210,9 @@ def evaluate(velocity: Velocity, x: Tensor, t: float | Tensor, condition: Condit
     with evaluation_mode(velocity):
         for rows, c in _blocks(x, condition, batch_size):
             time = t[rows].to(device) if isinstance(t, Tensor) and t.ndim else t
-            parts.append(velocity(x[rows].to(device), time, **{key: value.to(device) for key, value in c.items()}).cpu())
+            parts.append(
+                velocity(x[rows].to(device), time, **{key: value.to(device) for key, value in c.items()}).cpu()
+            )
     return torch.cat(parts)
 
 

@@ -132,7 +132,9 @@ def empirical_field(data: Tensor) -> Field:
         rows = x.double().flatten(1)
         s = broadcast_time(torch.as_tensor(t, dtype=rows.dtype, device=rows.device), rows)
         if bool((s >= 1).any()):
-            raise ValueError("the velocity of a data set is singular at t = 1: integrate it with `midpoint`, which stops short of it.")
+            raise ValueError(
+                "the velocity of a data set is singular at t = 1: integrate it with `midpoint`, which stops short of it."
+            )
         logits = (s * (rows @ points.to(rows).T) - s**2 * half_squares.to(rows)) / (1 - s) ** 2
         mean = torch.softmax(logits, dim=1) @ points.to(rows)
         return ((mean - rows) / (1 - s)).reshape(x.shape).to(x.dtype)
@@ -215,7 +217,9 @@ def _check(x_0: Tensor, version: str) -> None:
 
 def _row(constants: GapConstants, num_steps: int, measured: float, rounding: float) -> GapRow:
     grid = uniform_times(num_steps)
-    discrete, uniform, variable, lognorm = (f(constants, grid) for f in (discrete_bound, uniform_bound, variable_bound, log_norm_bound))
+    discrete, uniform, variable, lognorm = (
+        f(constants, grid) for f in (discrete_bound, uniform_bound, variable_bound, log_norm_bound)
+    )
     violated = measured > min(discrete, uniform, variable, lognorm) + rounding
     return GapRow(num_steps, measured, discrete, uniform, variable, lognorm, violated)
 
@@ -239,7 +243,9 @@ def _error_at(states: Tensor, true: Field, model: Field) -> float:
     return max(_rms(model(x, t) - true(x, t)) for x, t in zip(states[:-1], grid[:-1], strict=True))
 
 
-def _growth(field: Field, paths: Tensor, times: Sequence[float], num_times: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _growth(
+    field: Field, paths: Tensor, times: Sequence[float], num_times: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """||J|| and lambda_max(sym J) at every point of some nodes before t = 1: (nodes * n,) each."""
     nodes = range(0, len(times) - 1, max(1, (len(times) - 1) // num_times))
     lip = torch.cat([lipschitz(field, paths[k], times[k], generator=generator) for k in nodes])

@@ -53,7 +53,9 @@ def mode_share_error(x: Tensor, centres: Tensor, weights: Tensor) -> float:
     """
     w = weights.detach().to("cpu", torch.float64)
     if w.shape != centres.shape[:1] or not torch.isclose(w.sum(), w.new_ones(()), atol=1e-5) or bool((w < 0).any()):
-        raise ValueError(f"weights must be {centres.shape[0]} shares that sum to 1, one a centre, got {weights.tolist()}.")
+        raise ValueError(
+            f"weights must be {centres.shape[0]} shares that sum to 1, one a centre, got {weights.tolist()}."
+        )
     return (mode_shares(x, centres) - w).abs().sum().item() / 2
 
 
@@ -73,7 +75,9 @@ def within_mode_std(x: Tensor, centres: Tensor, threshold: float = math.inf) -> 
     counts = torch.bincount(index, minlength=centres.shape[0])
     freedom = int(kept.sum()) - int((counts > 0).sum())
     if freedom < 1:
-        raise ValueError(f"a spread within modes needs two samples of one mode, but the modes hold {counts.tolist()} samples.")
+        raise ValueError(
+            f"a spread within modes needs two samples of one mode, but the modes hold {counts.tolist()} samples."
+        )
     sums = flat.new_zeros(centres.shape[0], flat.shape[1]).index_add_(0, index, flat)
     means = sums / counts.clamp(min=1)[:, None]
     return math.sqrt((flat - means[index]).square().sum().item() / (flat.shape[1] * freedom))
@@ -115,7 +119,9 @@ def noise_sensitivity(x: Tensor, other: Tensor) -> float:
     """
     a, b = flat_pair(x, other)
     if a.shape[0] != b.shape[0]:
-        raise ValueError(f"rows of both outputs share a condition, so their numbers must agree, got {a.shape[0]} and {b.shape[0]}.")
+        raise ValueError(
+            f"rows of both outputs share a condition, so their numbers must agree, got {a.shape[0]} and {b.shape[0]}."
+        )
     return (a - b).norm(dim=1).mean().item()
 
 

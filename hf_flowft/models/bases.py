@@ -52,5 +52,7 @@ def _known(config: Mapping[str, Any]) -> str:
     name = config.get("_class_name")
     if name not in BASES:
         accepted = ", ".join(BASES)
-        raise ValueError(f"a base of class {name!r} is not accepted; its config must name one of {accepted} as '_class_name'.")
+        raise ValueError(
+            f"a base of class {name!r} is not accepted; its config must name one of {accepted} as '_class_name'."
+        )
     return name

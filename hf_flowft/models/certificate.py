@@ -64,7 +64,9 @@ class ContractionCertificate:
     @property
     def total(self) -> float | None:
         """integrated_rate - nu: base and viscosity together multiply distances by at most exp(-total)."""
-        return self.integrated_rate - self.base_expansion if self.certified and self.base_expansion is not None else None
+        return (
+            self.integrated_rate - self.base_expansion if self.certified and self.base_expansion is not None else None
+        )
 
     @property
     def max_step_total(self) -> float | None:
@@ -77,7 +79,11 @@ class ContractionCertificate:
     @property
     def proven(self) -> tuple[str, ...]:
         """The known numbers that follow from the parameters, for every state."""
-        return ("rate", "overshoot", "condition_number", "stiffness", "integrated_rate", "max_step") if self.certified else ()
+        return (
+            ("rate", "overshoot", "condition_number", "stiffness", "integrated_rate", "max_step")
+            if self.certified
+            else ()
+        )
 
     @property
     def estimated(self) -> tuple[str, ...]:
@@ -105,7 +111,9 @@ class ContractionCertificate:
             f"exp(-{self.integrated_rate:.4g}). {v.reason}"
         ]
         if self.max_step is not None:
-            lines.append(f"Proven: explicit Euler keeps the viscosity from expanding for steps below {self.max_step:.4g}.")
+            lines.append(
+                f"Proven: explicit Euler keeps the viscosity from expanding for steps below {self.max_step:.4g}."
+            )
         return lines
 
     def _estimated_sentences(self) -> list[str]:

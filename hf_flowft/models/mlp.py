@@ -120,7 +120,9 @@ class VelocityMLP(ModelMixin, ConfigMixin):
 
     def _check(self, sample: Tensor, class_labels: Tensor | None, condition: Tensor | None) -> None:
         if list(sample.shape[1:]) != list(self.config.event_shape):
-            raise ValueError(f"this model takes samples of shape (batch, *{list(self.config.event_shape)}), got {tuple(sample.shape)}.")
+            raise ValueError(
+                f"this model takes samples of shape (batch, *{list(self.config.event_shape)}), got {tuple(sample.shape)}."
+            )
         if (class_labels is not None) != bool(self.config.num_classes):
             raise ValueError(
                 f"num_classes is {self.config.num_classes}, so class_labels must {'be' if class_labels is None else 'not be'} given."

@@ -21,7 +21,9 @@ from .dissipation import ACTIVATIONS, STRUCTURES
 from .heads import ConditionHead, PlainResidual
 from .output import FlowModelOutput
 
-UNSTRUCTURED = Guarantee("the Euclidean norm", None, None, None, None, None, "A plain MLP has no structure to prove it from.")
+UNSTRUCTURED = Guarantee(
+    "the Euclidean norm", None, None, None, None, None, "A plain MLP has no structure to prove it from."
+)
 
 
 class ViscousFlowModel(ModelMixin, ConfigMixin):
@@ -156,7 +158,9 @@ class ViscousFlowModel(ModelMixin, ConfigMixin):
         given or their lengths differ.
         """
         if (states is None) != (times is None) or (states is not None and len(states) != len(times)):
-            raise ValueError("give states of shape (len(times), batch, *event_shape) together with their times, or neither.")
+            raise ValueError(
+                "give states of shape (len(times), batch, *event_shape) together with their times, or neither."
+            )
         nu, slope = (None, None) if states is None else self._base_rates(states, times, condition or {})
         return ContractionCertificate(
             structure=self.config.structure,
@@ -215,7 +219,9 @@ class ViscousFlowModel(ModelMixin, ConfigMixin):
                 raise ValueError(f"{option} is {self.config[option]}, so {key} must be given.")
 
 
-def _check_options(structure: str, wiring: str, activation: str, hidden_dim: int, num_terms: int, rank: int, gate_start: float) -> None:
+def _check_options(
+    structure: str, wiring: str, activation: str, hidden_dim: int, num_terms: int, rank: int, gate_start: float
+) -> None:
     choices = (
         ("structure", structure, (*STRUCTURES, "mlp")),
         ("wiring", wiring, ("in_loop", "cascade")),
@@ -230,4 +236,6 @@ def _check_options(structure: str, wiring: str, activation: str, hidden_dim: int
     if not 0 <= gate_start < 1:
         raise ValueError(f"gate_start must lie in [0, 1), got {gate_start}.")
     if gate_start and (wiring == "cascade" or structure == "mlp"):
-        raise ValueError("a gate is for viscosity in the loop; set gate_start=0 with wiring='cascade' or structure='mlp'.")
+        raise ValueError(
+            "a gate is for viscosity in the loop; set gate_start=0 with wiring='cascade' or structure='mlp'."
+        )

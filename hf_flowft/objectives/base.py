@@ -69,8 +69,8 @@ class ObjectiveContext:
     reference: FrozenVelocity = None
     conditions: dict[str, Tensor] = field(default_factory=dict)
     base_coupling: str = "unknown"
-    temperature: TemperatureSchedule = TemperatureSchedule()
-    pairs: PairsConfig = PairsConfig()
+    temperature: TemperatureSchedule = field(default_factory=TemperatureSchedule)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     shift: float = 1.0
     seed: int = 0
     variance: Tensor = None
@@ -79,7 +79,9 @@ class ObjectiveContext:
     def require_reference(self, method: str) -> FrozenVelocity:
         """The frozen base.  Raises: ValueError when the run has none."""
         if self.reference is None:
-            raise ValueError(f"{method} fine-tunes a pretrained model: set model.name to pretrained and model.path to its pipeline.")
+            raise ValueError(
+                f"{method} fine-tunes a pretrained model: set model.name to pretrained and model.path to its pipeline."
+            )
         return self.reference
 
 

@@ -20,7 +20,9 @@ Weighting = Literal["one", "kl"]
 WEIGHTED_TIMES = (1e-6, 1 - 1e-3)
 
 
-def draw_path_batch(batch: Batch, path: Path, coupling: Coupling, times: TimeDensity, generator: torch.Generator, shard: Shard) -> Batch:
+def draw_path_batch(
+    batch: Batch, path: Path, coupling: Coupling, times: TimeDensity, generator: torch.Generator, shard: Shard
+) -> Batch:
     """Noise, times and the points on the path for the rows of one process.
 
     A batch that brings its own `x_0` (a bank of pairs) keeps it.  Returns: the batch with `x_0`, `x_t`, `v_t`, `t` set.
@@ -47,7 +49,9 @@ def velocity_weight(t: Tensor, weighting: Weighting, schedule: NoiseSchedule = N
     if weighting == "one":
         return torch.ones_like(t)
     if weighting != "kl" or (schedule.name != "memoryless" and not schedule.scale > 0):
-        raise ValueError(f"weighting must be 'one', or 'kl' with a schedule that has noise, got {weighting!r} and {schedule}.")
+        raise ValueError(
+            f"weighting must be 'one', or 'kl' with a schedule that has noise, got {weighting!r} and {schedule}."
+        )
     s = t.clamp(*WEIGHTED_TIMES)
     k = schedule.half_rate(s, 0.0)
     return (1 + s * k) ** 2 / (4 * (1 - s) * k)

@@ -110,12 +110,19 @@ class ReplayObjective(FlowMatchingObjective):
         """The two terms from one forward pass; logs both."""
         old = self.replay.with_velocity(batch.replay)
         if set(old.condition) != set(batch.condition):
-            raise ValueError(f"the replay conditions {sorted(old.condition)} are not those of the data, {sorted(batch.condition)}.")
-        condition = {key: torch.cat([value, old.condition[key].to(value.dtype)]) for key, value in batch.condition.items()}
+            raise ValueError(
+                f"the replay conditions {sorted(old.condition)} are not those of the data, {sorted(batch.condition)}."
+            )
+        condition = {
+            key: torch.cat([value, old.condition[key].to(value.dtype)]) for key, value in batch.condition.items()
+        }
         v = velocity(torch.cat([batch.x_t, old.x_t]), torch.cat([batch.t, old.t]), **condition)
         target_loss = self.regression(v[: len(batch)], batch.v_t, batch.t)
         replay_loss = mean_square(v[len(batch) :] - old.v_t).mean()
-        return target_loss + self.weight * replay_loss, {"target_loss": target_loss.detach(), "replay_loss": replay_loss.detach()}
+        return target_loss + self.weight * replay_loss, {
+            "target_loss": target_loss.detach(),
+            "replay_loss": replay_loss.detach(),
+        }
 
 
 @dataclass(frozen=True)

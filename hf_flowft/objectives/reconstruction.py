@@ -162,7 +162,9 @@ class ReconstructionConfig:
             raise ValueError("choose one mixture: objective.flow_matching_weight or objective.anchor_weight.")
         mixture: Objective | None = FlowMatchingObjective() if self.flow_matching_weight else None
         if self.anchor_weight:
-            mixture = GradualObjective(context.require_reference("mle with an anchor"), context.temperature, context.num_steps)
+            mixture = GradualObjective(
+                context.require_reference("mle with an anchor"), context.temperature, context.num_steps
+            )
         in_batch: dict[str, Coupling] = {"sorted": OTCoupling(), "independent": IndependentCoupling()}
         return ReconstructionObjective(
             self.num_steps,

@@ -28,7 +28,9 @@ KNOWN_CLASSES = {
 SAFE_PATTERNS = ["*.json", "*.safetensors", "README.md"]
 
 
-def resolve_folder(name_or_path: str | Path, revision: str | None = None, cache_dir: str | None = None, token: str | None = None) -> Path:
+def resolve_folder(
+    name_or_path: str | Path, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
+) -> Path:
     """A local folder as it is, or a Hub repository downloaded (JSON and safetensors only).
 
     Raises: ValueError when there is neither, in one sentence.
@@ -37,11 +39,17 @@ def resolve_folder(name_or_path: str | Path, revision: str | None = None, cache_
     if local.is_dir():
         return local
     try:
-        folder = snapshot_download(str(name_or_path), revision=revision, cache_dir=cache_dir, token=token, allow_patterns=SAFE_PATTERNS)
+        folder = snapshot_download(
+            str(name_or_path), revision=revision, cache_dir=cache_dir, token=token, allow_patterns=SAFE_PATTERNS
+        )
     except LocalEntryNotFoundError as error:
-        raise ValueError(f"{name_or_path!r} is no folder here and is not in the cache, and the Hub cannot be reached.") from error
+        raise ValueError(
+            f"{name_or_path!r} is no folder here and is not in the cache, and the Hub cannot be reached."
+        ) from error
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"{name_or_path!r} is no folder here, and the Hub says: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{name_or_path!r} is no folder here, and the Hub says: {str(error).splitlines()[0]}"
+        ) from error
     return Path(folder)
 
 
@@ -49,7 +57,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json` of a pipeline folder.  Raises: ValueError when it is missing or broken."""
     path = folder / "model_index.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no pipeline: it has no model_index.json (of a run folder, load its `pipeline` folder).")
+        raise ValueError(
+            f"{folder} holds no pipeline: it has no model_index.json (of a run folder, load its `pipeline` folder)."
+        )
     try:
         index = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -141,11 +141,20 @@ class FlowPipeline(DiffusionPipeline):
         x = self._noise(batch_size, generator, latents)
         velocity = self.velocity(guidance_scale)
         if solver is not None:
-            solution = integrate_adaptive(velocity.field(given), x, (0.0, 1.0), self._adaptive(solver), rtol=rtol, atol=atol)
+            solution = integrate_adaptive(
+                velocity.field(given), x, (0.0, 1.0), self._adaptive(solver), rtol=rtol, atol=atol
+            )
             x, self._num_timesteps = solution.x, solution.num_evaluations
         else:
             x = self._denoise(
-                velocity, x, given, num_inference_steps, sigmas, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+                velocity,
+                x,
+                given,
+                num_inference_steps,
+                sigmas,
+                generator,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
             )
         samples = self._output(x, output_type)
         self.maybe_free_model_hooks()
@@ -165,7 +174,9 @@ class FlowPipeline(DiffusionPipeline):
                 x = self.scheduler.step(output_from_velocity(v), timestep, x, **stochastic, return_dict=False)[0]
                 if callback is not None:
                     local = {"latents": x}
-                    x = (callback(self, index, timestep, {name: local[name] for name in callback_inputs}) or {}).get("latents", x)
+                    x = (callback(self, index, timestep, {name: local[name] for name in callback_inputs}) or {}).get(
+                        "latents", x
+                    )
                 bar.update()
         return x
 
@@ -207,7 +218,9 @@ class FlowPipeline(DiffusionPipeline):
         if num_probes is None:
             num_probes = 0 if z[0].numel() <= 64 else 4
         times = time_grid(num_steps, self.shift)
-        log_p = log_likelihood(self.velocity().field(given), z, times, solver, num_probes=num_probes, generator=generator)
+        log_p = log_likelihood(
+            self.velocity().field(given), z, times, solver, num_probes=num_probes, generator=generator
+        )
         return log_p - self.normalisation.log_volume(self.event_shape)
 
     def velocity(self, guidance_scale: float = 1.0) -> Velocity:
@@ -220,7 +233,9 @@ class FlowPipeline(DiffusionPipeline):
             return velocity
         null = self.description.get("null_condition")
         if not null:
-            raise ValueError("guidance_scale needs a model trained with train.condition_dropout > 0; this one knows no 'no condition'.")
+            raise ValueError(
+                "guidance_scale needs a model trained with train.condition_dropout > 0; this one knows no 'no condition'."
+            )
         return GuidedVelocity(velocity, guidance_scale, null)
 
     # --------------------------------------------------------------------------------------------------------------- pieces
@@ -233,7 +248,9 @@ class FlowPipeline(DiffusionPipeline):
             given["condition"] = torch.as_tensor(condition, dtype=torch.float32)
         wanted = set(self.conditions)
         if wanted and wanted != set(given):
-            raise ValueError(f"this pipeline is conditioned on {sorted(wanted)}, got {sorted(given) or 'none of them'}.")
+            raise ValueError(
+                f"this pipeline is conditioned on {sorted(wanted)}, got {sorted(given) or 'none of them'}."
+            )
         return {key: value.to(self.device) for key, value in given.items()}
 
     def _noise(self, batch_size: int, generator: Any, latents: Tensor | None) -> Tensor:
@@ -261,7 +278,9 @@ class FlowPipeline(DiffusionPipeline):
     def _check_callback(self, names: Sequence[str]) -> None:
         unknown = [name for name in names if name not in self._callback_tensor_inputs]
         if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}.")
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}."
+            )
 
     @staticmethod
     def _adaptive(solver: str) -> str:
@@ -286,7 +305,10 @@ class FlowPipeline(DiffusionPipeline):
         """Save the pipeline as diffusers does, safetensors only, and the conditions beside it."""
         super().save_pretrained(str(save_directory), safe_serialization=True, **kwargs)
         if self.conditions:
-            save_file({key: value.contiguous() for key, value in self.conditions.items()}, Path(save_directory) / CONDITIONS_FILE)
+            save_file(
+                {key: value.contiguous() for key, value in self.conditions.items()},
+                Path(save_directory) / CONDITIONS_FILE,
+            )
 
     @classmethod
     def from_pretrained(
@@ -312,7 +334,9 @@ class FlowPipeline(DiffusionPipeline):
             if name not in components:
                 components[name] = load_component(folder, name, index.get(name), dtype)
         path = folder / CONDITIONS_FILE
-        pipeline = cls(**components, description=index.get("description"), conditions=load_file(path) if path.is_file() else None)
+        pipeline = cls(
+            **components, description=index.get("description"), conditions=load_file(path) if path.is_file() else None
+        )
         pipeline.model.eval()
         return pipeline
 

@@ -126,22 +126,30 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
             grid = torch.as_tensor(sigmas, dtype=torch.float64)
             grid = shift_sigma(grid, self._dynamic_shift(mu)) if self.config.use_dynamic_shifting else grid
         elif num_steps is not None:
-            return sigma_grid(num_steps, self._dynamic_shift(mu) if self.config.use_dynamic_shifting else self.config.shift).tolist()
+            return sigma_grid(
+                num_steps, self._dynamic_shift(mu) if self.config.use_dynamic_shifting else self.config.shift
+            ).tolist()
         else:
             raise ValueError("set_timesteps needs num_inference_steps, sigmas or timesteps.")
         return _check_nodes(grid.flatten().float().tolist(), num_steps)
 
     def _dynamic_shift(self, mu: float | None) -> float:
         if mu is None:
-            raise ValueError("with use_dynamic_shifting=True, set_timesteps needs mu, the logarithm of the shift for this resolution.")
+            raise ValueError(
+                "with use_dynamic_shifting=True, set_timesteps needs mu, the logarithm of the shift for this resolution."
+            )
         return math.exp(mu)
 
     def _set_grid(self, nodes: list[float], stages: tuple[float, ...], device: str | torch.device | None) -> None:
         """`sigmas`: (len(timesteps) + 1,) float32, the sigma of every evaluation and a final 0; all places are forgotten."""
         self._times = [t_from_sigma(sigma) for sigma in nodes]
-        evaluated = [sigma_from_t(stage_time(t, t_next, c)) for t, t_next in itertools.pairwise(self._times) for c in stages]
+        evaluated = [
+            sigma_from_t(stage_time(t, t_next, c)) for t, t_next in itertools.pairwise(self._times) for c in stages
+        ]
         self.sigmas = torch.tensor([*evaluated, 0.0], dtype=torch.float32, device=device)
-        self.timesteps = torch.tensor([timestep_from_sigma(sigma) for sigma in evaluated], dtype=torch.float32, device=device)
+        self.timesteps = torch.tensor(
+            [timestep_from_sigma(sigma) for sigma in evaluated], dtype=torch.float32, device=device
+        )
         self._timesteps: list[float] = self.timesteps.tolist()
         self._step_index = self._begin_index = None
 
@@ -168,7 +176,9 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step: the number of inference steps is not known.")
         if model_output.shape != sample.shape:
-            raise ValueError(f"model_output {tuple(model_output.shape)} and sample {tuple(sample.shape)} must have the same shape.")
+            raise ValueError(
+                f"model_output {tuple(model_output.shape)} and sample {tuple(sample.shape)} must have the same shape."
+            )
         value = _one_number(timestep)
         due = self._begin_index if self._step_index is None else self._step_index
         if due is not None and due < len(self._timesteps) and abs(self._timesteps[due] - value) <= TIMESTEP_TOLERANCE:
@@ -229,7 +239,9 @@ def _check_nodes(nodes: list[float], num_steps: int | None) -> list[float]:
     if nodes and nodes[-1] != 0:
         nodes = [*nodes, 0.0]
     if len(nodes) < 2 or not all(0 <= b < a <= 1 for a, b in itertools.pairwise(nodes)):
-        raise ValueError(f"sigmas (timesteps / {NUM_TRAIN_TIMESTEPS}) must decrease strictly within [0, 1], got {given}.")
+        raise ValueError(
+            f"sigmas (timesteps / {NUM_TRAIN_TIMESTEPS}) must decrease strictly within [0, 1], got {given}."
+        )
     if num_steps is not None and len(nodes) - 1 != num_steps:
         raise ValueError(f"num_inference_steps is {num_steps}, but the given grid has {len(nodes) - 1} steps: {given}.")
     return nodes

@@ -73,7 +73,9 @@ class FlowSDEScheduler(FlowScheduler, SchedulerMixin, ConfigMixin):
         """
         index = self._locate(timestep, model_output, sample)
         if isinstance(generator, list) and len(generator) != sample.shape[0]:
-            raise ValueError(f"give one generator, or one per sample: got {len(generator)} for {sample.shape[0]} samples.")
+            raise ValueError(
+                f"give one generator, or one per sample: got {len(generator)} for {sample.shape[0]} samples."
+            )
         x = working_precision(sample)
         v = velocity_from_output(model_output).to(x.dtype)
         noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)

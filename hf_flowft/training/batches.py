@@ -30,7 +30,9 @@ class SampleOrder:
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, shard: Shard = Shard()):
         if batch_size < 1 or batch_size % shard.world_size:
-            raise ValueError(f"the effective batch of {batch_size} must be a positive multiple of the {shard.world_size} processes.")
+            raise ValueError(
+                f"the effective batch of {batch_size} must be a positive multiple of the {shard.world_size} processes."
+            )
         if num_rows < batch_size:
             raise ValueError(
                 f"the training set has {num_rows} samples, fewer than the effective batch of {batch_size}: lower train.batch_size "
@@ -135,7 +137,9 @@ class BankRows:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on with the bank of a checkpoint."""
-        condition = {key.removeprefix("condition."): value for key, value in tensors.items() if key.startswith("condition.")}
+        condition = {
+            key.removeprefix("condition."): value for key, value in tensors.items() if key.startswith("condition.")
+        }
         self.version, self.table = int(tensors["version"]), Batch(tensors["x_1"], condition, x_0=tensors["x_0"])
 
 
@@ -194,7 +198,12 @@ def training_rows(data: FlowData, num_workers: int = 0) -> Rows:
 
 
 def drawn_batches(
-    rows: Rows, order: SampleOrder, objective: Objective, start: int, seed: int, condition_dropout: ConditionDropout | None = None
+    rows: Rows,
+    order: SampleOrder,
+    objective: Objective,
+    start: int,
+    seed: int,
+    condition_dropout: ConditionDropout | None = None,
 ) -> Iterator[Batch]:
     """The batches of the steps from `start` on with everything drawn for them: noise, times, pairs, dropped conditions.
 

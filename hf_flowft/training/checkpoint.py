@@ -29,11 +29,15 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [p for p in (run_folder / "checkpoints").glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    found = [
+        p for p in (run_folder / "checkpoints").glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()
+    ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
-def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], state: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], state: dict[str, Any]
+) -> None:
     """Write a checkpoint: into a temporary folder first, which is renamed when everything is on disk.
 
     Args: `tensors`: file stem -> tensors, one safetensors file each (empty ones are left out); `optimizer`: its state dict; `state`: JSON-able.
@@ -88,7 +92,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE} is broken: {error}.") from error
     if state.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{folder} has format version {state.get('format_version')}; this version reads {FORMAT_VERSION}.")
+        raise CheckpointError(
+            f"{folder} has format version {state.get('format_version')}; this version reads {FORMAT_VERSION}."
+        )
     for name, digest in state["files"].items():
         path = folder / name
         if not path.is_file():
@@ -111,7 +117,9 @@ def find_checkpoint(resume: str, run_folder: Path) -> tuple[Path, dict[str, Any]
             return folder, read_state(folder)
         except CheckpointError as error:
             warnings.warn(f"skipping a broken checkpoint: {error}", stacklevel=2)
-    raise CheckpointError(f"there is no usable checkpoint in {run_folder / 'checkpoints'}; start without resume_from_checkpoint.")
+    raise CheckpointError(
+        f"there is no usable checkpoint in {run_folder / 'checkpoints'}; start without resume_from_checkpoint."
+    )
 
 
 def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:

@@ -20,7 +20,12 @@ class EMA:
     Args: `parameters`: name -> parameter, the ones that are trained.  Raises: ValueError for a decay outside [0, 1).
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float = 0.999, mode: Literal["constant", "warmup", "power"] = "warmup"):
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        decay: float = 0.999,
+        mode: Literal["constant", "warmup", "power"] = "warmup",
+    ):
         if not 0 <= decay < 1:
             raise ValueError(f"the EMA decay must be in [0, 1), got {decay}.")
         self.parameters, self.decay, self.mode = parameters, decay, mode
@@ -60,6 +65,8 @@ def copy_into(target: dict[str, Tensor] | dict[str, nn.Parameter], source: dict[
     """Copy tensors by name.  Raises: ValueError when the names differ."""
     if set(target) != set(source):
         different = sorted(set(target) ^ set(source))
-        raise ValueError(f"the saved tensors are not those of this model: {different[:5]} ({len(different)} names differ).")
+        raise ValueError(
+            f"the saved tensors are not those of this model: {different[:5]} ({len(different)} names differ)."
+        )
     for name, tensor in target.items():
         tensor.copy_(source[name])

@@ -76,10 +76,19 @@ class Evaluator:
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
     ):
-        self.data, self.config, self.seed, self.shift, self.features, self.user_metric = data, config, seed, shift, features, metric
+        self.data, self.config, self.seed, self.shift, self.features, self.user_metric = (
+            data,
+            config,
+            seed,
+            shift,
+            features,
+            metric,
+        )
         self.metric_name = getattr(metric, "__name__", "metric") if metric is not None else self._choose()
         if self.metric_name == "frechet" and features is None:
-            raise ValueError("eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric.")
+            raise ValueError(
+                "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
+            )
         self._held_out: dict[str, Batch] = {}
 
     def _choose(self) -> str:
@@ -88,7 +97,11 @@ class Evaluator:
         if self.features is not None:
             return "frechet"
         vector_condition = any(key != "class_labels" for key in self.data.condition_columns)
-        return "energy" if math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not vector_condition else "held_out_loss"
+        return (
+            "energy"
+            if math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not vector_condition
+            else "held_out_loss"
+        )
 
     def held_out(self, split: str) -> Batch:
         """The rows a split is judged on (at most `max_samples`, in order)."""
@@ -117,7 +130,9 @@ class Evaluator:
 
     def _held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
         generator = keyed_generator(self.seed, "held out loss", repeat)
-        return held_out_loss(velocity, held_out.x_1, held_out.condition, generator=generator, batch_size=self.config.batch_size)
+        return held_out_loss(
+            velocity, held_out.x_1, held_out.condition, generator=generator, batch_size=self.config.batch_size
+        )
 
     def score(self, velocity: Velocity, step: int) -> Score:
         """The selection metric on the validation splits."""
@@ -126,7 +141,9 @@ class Evaluator:
         return Score(step, target, base)
 
     def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
-        steps = self.config.select_num_steps[:1] if self.metric_name == "held_out_loss" else self.config.select_num_steps
+        steps = (
+            self.config.select_num_steps[:1] if self.metric_name == "held_out_loss" else self.config.select_num_steps
+        )
         rows = [[self.distance(velocity, split, n, repeat) for n in steps] for repeat in range(self.config.num_repeats)]
         return [sum(row) / len(row) for row in rows]
 
@@ -146,7 +163,11 @@ class Evaluator:
         result = {}
         for n in self.config.report_num_steps:
             values = [self.distance(velocity, split, n, repeat) for repeat in range(self.config.num_repeats)]
-            result[f"{domain}/{self.metric_name}@{n}"] = {**mean_and_error(values), "count": count, "direction": "lower"}
+            result[f"{domain}/{self.metric_name}@{n}"] = {
+                **mean_and_error(values),
+                "count": count,
+                "direction": "lower",
+            }
         return result
 
     def _flow_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:
@@ -165,5 +186,6 @@ class Evaluator:
             "diversity": (diversity(samples), "neither"),
         }
         return {
-            name: {"value": float(value), "count": len(held_out), "direction": direction} for name, (value, direction) in numbers.items()
+            name: {"value": float(value), "count": len(held_out), "direction": direction}
+            for name, (value, direction) in numbers.items()
         }

@@ -68,7 +68,14 @@ class TrainConfig:
             )
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
-        for key in ("lr_warmup_steps", "max_grad_norm", "weight_decay", "checkpoint_every", "checkpoints_total_limit", "num_workers"):
+        for key in (
+            "lr_warmup_steps",
+            "max_grad_norm",
+            "weight_decay",
+            "checkpoint_every",
+            "checkpoints_total_limit",
+            "num_workers",
+        ):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must be >= 0, got {getattr(self, key)}.")
 

@@ -108,13 +108,22 @@ class FlowTrainer:
         self.model, self.data, self.config, self.seed = model, data, train, seed
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.callbacks = callbacks
-        self.identity = identity or {"seed": seed, "objective": objective.name, "train": asdict(train), "eval": asdict(evaluation)}
+        self.identity = identity or {
+            "seed": seed,
+            "objective": objective.name,
+            "train": asdict(train),
+            "eval": asdict(evaluation),
+        }
         self.accelerator = Accelerator(
-            mixed_precision=train.mixed_precision, log_with=train.report_to or None, project_dir=str(self.output_dir or ".")
+            mixed_precision=train.mixed_precision,
+            log_with=train.report_to or None,
+            project_dir=str(self.output_dir or "."),
         )
         self.shard = Shard(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.gather)
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
-        self.dropout = ConditionDropout(train.condition_dropout, null_condition or {}) if train.condition_dropout else None
+        self.dropout = (
+            ConditionDropout(train.condition_dropout, null_condition or {}) if train.condition_dropout else None
+        )
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
         self.selection = Selection(evaluation)
         self.history: list[dict[str, float]] = []
@@ -127,7 +136,7 @@ class FlowTrainer:
                 raise ValueError(
                     f"{type(self.model).__name__} does not support gradient checkpointing; set train.gradient_checkpointing to false."
                 )
-            self.model.enable_gradient_checkpointing()
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
         self.objective = objective
         step = TrainStep(Velocity(self.model), objective)
         self.trained = {name: p for name, p in step.named_parameters() if p.requires_grad}
@@ -167,7 +176,9 @@ class FlowTrainer:
 
     def _loop(self, batches: Iterator[Batch], stop: threading.Event) -> bool:
         main = self.accelerator.is_main_process
-        with tqdm(total=self.config.num_steps, initial=self.step, desc=self.objective.name, disable=None if main else True) as bar:
+        with tqdm(
+            total=self.config.num_steps, initial=self.step, desc=self.objective.name, disable=None if main else True
+        ) as bar:
             self.train_step.train()
             while self.step < self.config.num_steps and not self.selection.exhausted:
                 logs = self._optimise(next(batches))
@@ -196,7 +207,9 @@ class FlowTrainer:
         total, logs = 0.0, {}
         for i, micro in enumerate(batch.split(parts), 1):
             with nullcontext() if i == parts else self.accelerator.no_sync(self.train_step):
-                loss, logs = self.train_step(micro.to(self.accelerator.device), self.step, keyed_generator(self.seed, "loss", self.step))
+                loss, logs = self.train_step(
+                    micro.to(self.accelerator.device), self.step, keyed_generator(self.seed, "loss", self.step)
+                )
                 self.accelerator.backward(loss / parts)
             total += loss.item() / parts
         norm = None
@@ -214,7 +227,11 @@ class FlowTrainer:
             return
         self.save_checkpoint()
         rows = self.order.rows(self.step)[:8].tolist()
-        saved = f"; the state before this step is saved in {checkpoint_path(self.output_dir, self.step)}" if self.output_dir else ""
+        saved = (
+            f"; the state before this step is saved in {checkpoint_path(self.output_dir, self.step)}"
+            if self.output_dir
+            else ""
+        )
         raise NonFiniteLossError(
             f"the loss or its gradient is not finite at step {self.step} (loss {loss}), in the batch of training rows {rows} ...{saved}. "
             "Lower the learning rate, or look at those rows."
@@ -262,7 +279,11 @@ class FlowTrainer:
         """What training changes: trained parameters and buffers, by name."""
         module = self.accelerator.unwrap_model(self.train_step)
         frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        return {name: t for name, t in module.state_dict().items() if name not in frozen and not name.startswith("objective.reference")}
+        return {
+            name: t
+            for name, t in module.state_dict().items()
+            if name not in frozen and not name.startswith("objective.reference")
+        }
 
     def _finish(self, stopped: bool) -> TrainResult:
         improved = self.selection.improved
@@ -290,7 +311,12 @@ class FlowTrainer:
                 "rows": self.rows.tensors(),
                 "rng": rng,
             }
-            state = {"step": self.step, "history": self.history, "selection": self.selection.state(), "identity": self.identity}
+            state = {
+                "step": self.step,
+                "history": self.history,
+                "selection": self.selection.state(),
+                "identity": self.identity,
+            }
             save_checkpoint(folder, groups, self.optimizer.state_dict(), state)
             prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,176 @@
+"""The console command `hf-flowft`: pretrain, finetune METHOD, evaluate, sample, study NAME, demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {"objective": {"name": "fm"}},
+    "gft": {"objective": {"name": "gft"}},
+    "mle": {"objective": {"name": "mle"}},
+    "gav": {"objective": {"name": "mle"}, "model": {"name": "viscosity"}},
+}
+"""What a method fixes; everything else is settings."""
+STUDIES = ("digits", "toy", "shift", "benchmark")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors of the user end in one sentence and exit code 2."""
+    parser = build_parser()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and not known.takes_settings:
+        parser.error(f"unknown option {rest[0]}")
+    try:
+        return known.run(known, rest) or 0
+    except BrokenPipeError:  # the reader of our output has gone away, e.g. `| head`
+        sys.stderr.close()
+        return 0
+    except ValueError as error:
+        print(f"hf-flowft: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their own options; settings of a run (--train.num_steps 100 ...) are passed through to the config."""
+    parser = argparse.ArgumentParser(
+        prog="hf-flowft", description="Fine-tune flow-matching models, and know whether they got better."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    pretrain = _verb(verbs, "pretrain", "train a flow from scratch", _pretrain, takes_settings=True)
+    finetune = _verb(verbs, "finetune", "fine-tune a pretrained flow", _finetune, takes_settings=True)
+    finetune.add_argument(
+        "method", choices=METHODS, help="plain: flow matching; gft: gradual; mle: reconstructions; gav: viscosity"
+    )
+    for verb in (pretrain, finetune):
+        verb.add_argument("--config", help="a YAML file of settings")
+        verb.add_argument("--settings", action="store_true", help="print the settings there are, and stop")
+    evaluate = _verb(
+        verbs, "evaluate", "measure a pipeline on the test split of a config's data", _evaluate, takes_settings=True
+    )
+    evaluate.add_argument("pipeline", help="a pipeline folder or a repository on the Hub")
+    evaluate.add_argument("--config", required=True, help="the YAML file whose data and eval sections are used")
+    evaluate.add_argument("--out", help="write the numbers to this JSON file")
+    sample = _verb(verbs, "sample", "draw samples of a pipeline", _sample)
+    sample.add_argument("pipeline", help="a pipeline folder or a repository on the Hub")
+    sample.add_argument("--labels", type=int, nargs="*", help="class labels, one a sample")
+    sample.add_argument("--num", type=int, default=16, help="number of samples, without labels")
+    sample.add_argument("--steps", type=int, default=16, help="solver steps")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--out", default="samples.png", help=".png for images, .npy for anything")
+    study = _verb(verbs, "study", "run a study and write its tables and figures", _study)
+    study.add_argument("name", choices=STUDIES)
+    study.add_argument("--out", help="folder of the study; default runs/NAME")
+    study.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
+    demo = _verb(verbs, "demo", "digits: pretrain, fine-tune by every method, compare", _demo)
+    demo.add_argument("--out", default="runs/demo")
+    demo.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
+    return parser
+
+
+def _verb(verbs: Any, name: str, text: str, run: Any, takes_settings: bool = False) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run, takes_settings=takes_settings)
+    return parser
+
+
+def _pretrain(options: argparse.Namespace, settings: list[str]) -> None:
+    _train(options, settings, {"objective": {"name": "fm"}})
+
+
+def _finetune(options: argparse.Namespace, settings: list[str]) -> None:
+    _train(options, settings, {"model": {"name": "pretrained"}, **METHODS[options.method]})
+
+
+def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, Any]) -> None:
+    from .training.config import load_config, print_settings
+    from .training.run import Run
+
+    if options.settings:
+        print_settings()
+        return
+    config = load_config(options.config, settings, fixed)
+    plain = config.as_dict()
+    for section, values in fixed.items():
+        if section == "objective" and plain[section]["name"] != values["name"]:
+            raise ValueError(
+                f"this command trains with objective {values['name']!r}, but the config says {plain[section]['name']!r}."
+            )
+    result = Run(config).execute()
+    if result.results:
+        print(
+            f"{result.results['selection']['verdict']}\nWritten to {result.folder}: pipeline, results.json, README.md, figures."
+        )
+
+
+def _evaluate(options: argparse.Namespace, settings: list[str]) -> None:
+    from .pipelines import FlowPipeline
+    from .results import RESULTS_VERSION, environment, write_json
+    from .tables import metrics_table
+    from .training.config import load_config
+    from .training.evaluation import Evaluator
+    from .training.run import load_data, public_name
+
+    config = load_config(options.config, settings)
+    pipeline = FlowPipeline.from_pretrained(options.pipeline)
+    data = load_data(config)
+    data.normalisation = pipeline.normalisation
+    metrics = Evaluator(data, config.eval, config.seed, pipeline.shift).report(pipeline.velocity())
+    print(metrics_table({public_name(options.pipeline): metrics}))
+    if options.out:
+        content = {
+            "format_version": RESULTS_VERSION,
+            "pipeline": public_name(options.pipeline),
+            "metrics": metrics,
+            "environment": environment(),
+        }
+        write_json(Path(options.out), content)
+
+
+def _sample(options: argparse.Namespace, settings: list[str]) -> None:
+    import numpy as np
+    import torch
+
+    from .figures import image_rows
+    from .pipelines import FlowPipeline
+
+    pipeline = FlowPipeline.from_pretrained(options.pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    is_png = options.out.endswith(".png")
+    if is_png and not pipeline.description.get("is_image"):
+        raise ValueError("the samples of this pipeline are not images: give --out a name that ends in .npy.")
+    generator = torch.Generator().manual_seed(options.seed)
+    call = {"class_labels": options.labels} if options.labels else {"batch_size": options.num}
+    samples: Any = pipeline(num_inference_steps=options.steps, generator=generator, output_type="pt", **call)[0]
+    samples = samples.cpu()
+    if is_png:
+        low, high = pipeline.description["value_range"]
+        unit = (samples - low) / (high - low)
+        image_rows(
+            {str(i): row for i, row in enumerate(unit.split(10))},
+            Path(options.out),
+            [str(label) for label in options.labels or []][:10],
+        )
+    else:
+        np.save(options.out, samples.numpy())
+    print(f"{len(samples)} samples written to {options.out}.")
+
+
+def _study(options: argparse.Namespace, settings: list[str]) -> None:
+    from importlib import import_module
+
+    study = import_module(f".studies.{options.name}", __package__)
+    study.main(Path(options.out or f"runs/{options.name}"), quick=options.quick)
+
+
+def _demo(options: argparse.Namespace, settings: list[str]) -> None:
+    from importlib import import_module
+
+    import_module(".studies.digits", __package__).main(Path(options.out), quick=options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Pictures of a run: sample grids, scatter plots, curves. Each function writes one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+COLOURS = ("#1f4e79", "#c0392b", "#2e8b57", "#d68910", "#7d3c98", "#17a2b8", "#6c757d", "#e377c2")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+    return path
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def image_rows(rows: dict[str, Tensor], path: Path, column_names: Sequence[str] = (), title: str = "") -> Path:
+    """Rows of images side by side, a title for each row.
+
+    Args: `rows`: name -> (columns, channels, height, width) with values in [0, 1]; `column_names`: above the columns.
+    """
+    columns = max(len(images) for images in rows.values())
+    figure = _figure(0.62 * columns + 2.4, 0.66 * len(rows) + (0.5 if title else 0.2))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, images) in enumerate(rows.items()):
+        for column in range(columns):
+            axis = axes[row][column]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if column < len(images):
+                image = images[column].clamp(0, 1).permute(1, 2, 0).numpy()
+                axis.imshow(
+                    image.squeeze(-1) if image.shape[-1] == 1 else image,
+                    cmap="gray_r",
+                    vmin=0,
+                    vmax=1,
+                    interpolation="nearest",
+                )
+            if row == 0 and column < len(column_names):
+                axis.set_title(column_names[column], fontsize=8)
+        axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return _save(figure, path)
+
+
+def scatter_panels(
+    panels: dict[str, Tensor], path: Path, limit: float = 4.0, size: float = 2.0, title: str = ""
+) -> Path:
+    """Two-dimensional samples, one panel each: name -> (n, 2)."""
+    figure = _figure(2.7 * len(panels), 2.9)
+    for axis, (name, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        axis.scatter(x[:, 0], x[:, 1], s=size, alpha=0.4, linewidths=0, color=COLOURS[0])
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
+        axis.set_title(name, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return _save(figure, path)
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    lines: Mapping[str, float] | None = None,
+) -> Path:
+    """Lines with markers: name -> (x, y); `errors`: standard errors of y; `lines`: named horizontal lines."""
+    figure = _figure(6.4, 4.0)
+    axis = figure.subplots()
+    for index, (name, (x, y)) in enumerate(series.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        style = "-" if index < len(COLOURS) else "--"
+        axis.errorbar(
+            x,
+            y,
+            yerr=(errors or {}).get(name),
+            label=name,
+            color=colour,
+            linestyle=style,
+            marker="o",
+            markersize=3.5,
+            linewidth=1.4,
+        )
+    for name, value in (lines or {}).items():
+        axis.axhline(value, color="#444444", linestyle=":", linewidth=1)
+        axis.annotate(
+            name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#444444"
+        )
+    _decorate(axis, xlabel, ylabel, title, log_x, log_y)
+    return _save(figure, path)
+
+
+def trade_off(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> Path:
+    """Two qualities against each other over a run: name -> (x, y) in the order of the run; the last point is marked."""
+    figure = _figure(6.4, 4.6)
+    axis = figure.subplots()
+    for index, (name, (x, y)) in enumerate(series.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        axis.plot(x, y, color=colour, marker=".", linewidth=1.1, markersize=5, label=name)
+        axis.plot(x[-1:], y[-1:], color=colour, marker="s", markersize=6)
+    _decorate(axis, xlabel, ylabel, title, True, True)
+    return _save(figure, path)
+
+
+def _decorate(axis: Any, xlabel: str, ylabel: str, title: str, log_x: bool, log_y: bool) -> None:
+    if log_x:
+        axis.set_xscale("log")
+    if log_y:
+        axis.set_yscale("log")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if title:
+        axis.set_title(title, fontsize=11)
+    axis.grid(alpha=0.25, which="both", linewidth=0.5)
+    axis.legend(fontsize=8, frameon=False)

@@ -1,0 +1,224 @@
+"""A run as typed settings: YAML and dotted overrides in, dataclasses out; unknown keys are refused with the nearest valid name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from ..data import DATA
+from ..objectives import OBJECTIVES
+from ..pairs import PairsConfig
+from .models import MODELS
+from .settings import EvalConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What the card says about the model that no measurement can."""
+
+    licence: str = "apache-2.0"
+    """The licence of the weights."""
+    intended_use: str = ""
+    """One or two sentences for the card; empty for a neutral one."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. The sections data, model and objective each have a `name` that says which kind they are."""
+
+    output_dir: str
+    """The run folder."""
+    data: Any
+    """What is learned from."""
+    model: Any
+    """What is trained."""
+    objective: Any
+    """The loss."""
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    """How reconstructions are paired (objective mle)."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """How models are judged."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """For the card."""
+    seed: int = 0
+    """Seed of initialisation, batch order, noise and times."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved settings as plain data, with the names of the sections: what config.yaml holds and `load_config` reads."""
+        plain: dict[str, Any] = {"output_dir": self.output_dir, "seed": self.seed}
+        for section, kinds in KINDS.items():
+            value = getattr(self, section)
+            name = next(name for name, kind in kinds.items() if kind is type(value))
+            plain[section] = {"name": name, **_plain(asdict(value))}
+        return plain | {
+            section: _plain(asdict(getattr(self, section))) for section in ("pairs", "train", "eval", "hub")
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as YAML has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+KINDS: dict[str, dict[str, type]] = {
+    "data": {name: kind for name, (kind, _) in DATA.items()},
+    "model": MODELS,
+    "objective": OBJECTIVES,
+}
+FIXED: dict[str, type] = {"pairs": PairsConfig, "train": TrainConfig, "eval": EvalConfig, "hub": HubConfig}
+TOP_LEVEL = ("output_dir", "seed", *KINDS, *FIXED)
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None
+) -> RunConfig:
+    """Read a run's settings.
+
+    Args: `path`: a YAML file; `overrides`: command-line words such as `--train.learning_rate=1e-4` or `--seed 3`; `defaults`: settings that the
+    file and the overrides may replace.  Raises: ValueError naming an unknown key (with the nearest valid one), a bad value, or a missing file.
+    """
+    settings: dict[str, Any] = {}
+    for source in (defaults or {}, read_yaml(path) if path else {}, parse_overrides(overrides)):
+        _merge(settings, source)
+    return build_config(settings)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping.  Raises: ValueError when the file is missing, is not YAML or not a mapping."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}.") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold settings by name, got {type(content).__name__}.")
+    return content
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`--a.b value` or `--a.b=value` as nested settings; values are YAML.  Raises: ValueError for anything else."""
+    settings: dict[str, Any] = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise ValueError(f"expected an option such as --train.num_steps 100, got {word!r}.")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise ValueError(f"the option --{key} needs a value.")
+            text = remaining.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"cannot read the value of --{key}: {text!r}.") from error
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(settings, nested)
+    return settings
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    """Merge nested settings in place. A section whose `name` changes starts afresh: its old keys belong to another kind."""
+    for key, value in new.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            _merge(old, value)
+        else:
+            into[key] = value if not isinstance(value, dict) else dict(value)
+
+
+def build_config(settings: dict[str, Any]) -> RunConfig:
+    """Typed settings from nested ones.  Raises: ValueError as `load_config`."""
+    _require_known(settings, TOP_LEVEL, "")
+    sections = {section: _typed(section, KINDS[section], settings.get(section)) for section in KINDS}
+    sections |= {section: _parse(section, kind, dict(settings.get(section) or {})) for section, kind in FIXED.items()}
+    output_dir, seed = settings.get("output_dir", "runs/run"), settings.get("seed", 0)
+    if not isinstance(output_dir, str) or not output_dir:
+        raise ValueError(f"output_dir must be the name of a folder, got {output_dir!r}.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
+    return RunConfig(output_dir=output_dir, seed=seed, **sections)
+
+
+def _typed(section: str, kinds: dict[str, type], values: Any) -> Any:
+    values = _mapping(section, values)
+    name = values.pop("name", None)
+    if name not in kinds:
+        raise ValueError(f"{section}.name must be one of {', '.join(kinds)}, got {name!r}.{_nearest(str(name), kinds)}")
+    return _parse(section, kinds[name], values)
+
+
+def _mapping(section: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"the section {section} must hold settings by name, got {values!r}.")
+    return dict(values)
+
+
+def _parse(section: str, kind: type, values: dict[str, Any]) -> Any:
+    """Check and convert one section's values by the types of its dataclass."""
+    _require_fields(section, kind, values)
+    try:
+        parser = section_parser(section, kind)
+        return parser.instantiate(parser.parse_object({section: values}))[section]
+    except (argparse.ArgumentError, TypeError) as error:
+        raise ValueError(f"bad value in the section {section}: {_readable(error)}") from error
+
+
+def section_parser(section: str, kind: type) -> ArgumentParser:
+    """The jsonargparse parser of one section, which also prints its help."""
+    parser = ArgumentParser(exit_on_error=False, prog="hf-flowft", usage=argparse.SUPPRESS)
+    parser.add_argument(f"--{section}", type=kind)
+    return parser
+
+
+def print_settings() -> None:
+    """Every setting of every section, with its documentation and default."""
+    for section, kinds in KINDS.items():
+        for name, kind in kinds.items():
+            print(f"\n== {section}, with name: {name}")
+            section_parser(section, kind).print_help()
+    for section, kind in FIXED.items():
+        print(f"\n== {section}")
+        section_parser(section, kind).print_help()
+
+
+def _readable(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:600]
+
+
+def _require_fields(section: str, kind: type, values: dict[str, Any]) -> None:
+    hints = get_type_hints(kind)
+    _require_known(values, [f.name for f in fields(kind)], f"{section}.")
+    for key, value in values.items():
+        if is_dataclass(hints[key]):
+            _require_fields(f"{section}.{key}", hints[key], _mapping(f"{section}.{key}", value))
+
+
+def _require_known(values: dict[str, Any], known: Sequence[str], prefix: str) -> None:
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"unknown setting {prefix}{key}.{_nearest(str(key), known)} Known here: {', '.join(known)}."
+            )
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

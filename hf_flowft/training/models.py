@@ -1,0 +1,187 @@
+"""What is trained: a fresh network, a pretrained one, or a residual on a frozen pretrained one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from diffusers import ModelMixin, UNet2DModel
+
+from ..data import FlowData
+from ..models import VelocityMLP, ViscousFlowModel
+from ..pipelines import FlowPipeline
+from ..randomness import keyed_seed
+from ..schedulers import FlowODEScheduler
+
+
+@dataclass
+class Trainee:
+    """`model`: what is trained; `base`: the pipeline it starts from, None for a fresh network; `scheduler`: what it will be sampled with."""
+
+    model: ModelMixin
+    scheduler: Any
+    base: FlowPipeline | None = None
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """A fresh `VelocityMLP`: vectors and small images."""
+
+    hidden_dim: int = 256
+    """Width."""
+    num_layers: int = 4
+    """Residual blocks (film) or hidden layers (concat)."""
+    time: Literal["film", "concat"] = "film"
+    """film: the time modulates residual blocks; concat: a plain MLP on [x, t]."""
+    activation: Literal["relu", "silu", "gelu", "tanh"] = "silu"
+    """The non-linearity."""
+    shift: float = 1.0
+    """Shift of the sampling grid."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """A network with seeded weights for the data's shape and conditions."""
+        condition = data.rows("train", [0]).condition.get("condition")
+        options = {key: value for key, value in asdict(self).items() if key != "shift"}
+        model = _seeded(
+            seed,
+            VelocityMLP,
+            event_shape=list(data.event_shape),
+            num_classes=num_classes,
+            condition_dim=0 if condition is None else condition.shape[1],
+            **options,
+        )
+        return Trainee(model, FlowODEScheduler(shift=self.shift))
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """A fresh diffusers `UNet2DModel`: images."""
+
+    channels: list[int] = field(default_factory=lambda: [32, 64])
+    """Channels at each resolution."""
+    layers_per_block: int = 2
+    """Residual layers at each resolution."""
+    attention: bool = True
+    """Self-attention at the lowest resolution."""
+    norm_groups: int = 8
+    """Groups of the group normalisation."""
+    shift: float = 1.0
+    """Shift of the sampling grid."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """A network with seeded weights.  Raises: ValueError for data that are not square images or are too small to be halved so often."""
+        if len(data.event_shape) != 3 or data.event_shape[1] != data.event_shape[2]:
+            raise ValueError(
+                f"unet2d takes square images (channels, size, size), got samples of shape {data.event_shape}; use model.name mlp."
+            )
+        channels, size, _ = data.event_shape
+        if size % 2 ** (len(self.channels) - 1):
+            raise ValueError(
+                f"images of size {size} cannot be halved {len(self.channels) - 1} times; give fewer model.channels."
+            )
+        down = ["DownBlock2D"] * (len(self.channels) - 1) + ["AttnDownBlock2D" if self.attention else "DownBlock2D"]
+        model = _seeded(
+            seed,
+            UNet2DModel,
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(self.channels),
+            layers_per_block=self.layers_per_block,
+            down_block_types=tuple(down),
+            up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+            norm_num_groups=self.norm_groups,
+            attention_head_dim=8,
+            num_class_embeds=num_classes + 1 if num_classes else None,
+        )
+        return Trainee(model, FlowODEScheduler(shift=self.shift))
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """A pretrained flow, all of its weights trained."""
+
+    path: str = ""
+    """The pipeline: a folder, or a repository on the Hub."""
+    revision: str = ""
+    """The revision of a Hub repository; empty for the newest."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """The pipeline's model, ready to be trained."""
+        base = load_base(self.path, self.revision, data)
+        return Trainee(base.model.requires_grad_(True), base.scheduler, base)
+
+
+@dataclass(frozen=True)
+class ViscosityConfig:
+    """Generalized artificial viscosity (GAV): a dissipative residual on the frozen base."""
+
+    path: str = ""
+    """The base's pipeline: a folder, or a repository on the Hub."""
+    revision: str = ""
+    """The revision of a Hub repository; empty for the newest."""
+    structure: Literal["gradient", "metric", "dominance", "paper", "mlp"] = "gradient"
+    """gradient, metric, dominance: certified rates; paper: as published, not certified; mlp: the ablation, a plain residual network."""
+    wiring: Literal["in_loop", "cascade"] = "in_loop"
+    """in_loop: the viscosity acts on the flow; cascade: it acts on the base's output, as a second half of the time."""
+    hidden_dim: int = 128
+    """Width of the residual."""
+    num_terms: int = 2
+    """Number of nonlinear terms."""
+    activation: str = "tanh"
+    """Their non-linearity."""
+    rank: int = 2
+    """Rank of the Cayley rotations."""
+    gate_start: float = 0.0
+    """The viscosity acts after this time only; 0 acts throughout."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """The base with its residual; only the residual is trained."""
+        base = load_base(self.path, self.revision, data)
+        options = {key: value for key, value in asdict(self).items() if key not in ("path", "revision")}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_seed(seed, "initialisation"))
+            condition = base.conditions.get("condition")
+            model = ViscousFlowModel.from_base(
+                base.model,
+                event_shape=list(data.event_shape),
+                num_classes=num_classes,
+                condition_dim=0 if condition is None else condition.shape[1],
+                **options,
+            )
+        return Trainee(model, base.scheduler, base)
+
+
+MODELS: dict[str, type] = {
+    "mlp": MLPConfig,
+    "unet2d": UNetConfig,
+    "pretrained": PretrainedConfig,
+    "viscosity": ViscosityConfig,
+}
+
+
+def load_base(path: str, revision: str, data: FlowData) -> FlowPipeline:
+    """The pretrained pipeline, checked against the data.
+
+    Raises: ValueError when no path is given, or when the data have another shape or normalisation than the model was trained with.
+    """
+    if not path:
+        raise ValueError("model.path must name the pretrained pipeline: a folder, or a repository on the Hub.")
+    base = FlowPipeline.from_pretrained(path, revision=revision or None)
+    if base.event_shape != data.event_shape:
+        raise ValueError(
+            f"the model at {path} makes samples of shape {base.event_shape}, but the data have shape {data.event_shape}."
+        )
+    if base.conditions and set(base.conditions) != set(data.condition_columns):
+        raise ValueError(
+            f"the model at {path} is conditioned on {sorted(base.conditions)}, but the data give {sorted(data.condition_columns) or 'no conditions'}."
+        )
+    return base
+
+
+def _seeded(seed: int, cls: type, **options: Any) -> ModelMixin:
+    """A network whose initial weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "initialisation"))
+        return cls(**options)

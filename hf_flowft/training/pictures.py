@@ -1,0 +1,153 @@
+"""The pictures of a run, and the samples drawn while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import figures
+from ..batch import Batch
+from ..conventions import time_grid
+from ..data import FlowData
+from ..randomness import keyed_generator
+from ..sampling import generate
+from ..velocity import Velocity
+from .callbacks import Callback
+
+if TYPE_CHECKING:
+    from .evaluation import Score
+    from .trainer import FlowTrainer
+
+NUM_IMAGES = 10
+NUM_POINTS = 2000
+
+
+def pictured(data: FlowData, seed: int) -> Batch:
+    """The conditions shown in pictures, with fixed noise: one sample a label where there are labels."""
+    if "class_labels" in data.condition_columns:
+        labels = torch.arange(min(data.num_classes, NUM_IMAGES))
+        x_1, condition = torch.empty(len(labels), *data.event_shape), {"class_labels": labels}
+    else:
+        size = min(NUM_IMAGES if data.is_image else NUM_POINTS, data.counts["train"])
+        rows = data.rows("train", range(size))
+        x_1, condition = rows.x_1, rows.condition
+    return Batch(x_1, condition, x_0=torch.randn(x_1.shape, generator=keyed_generator(seed, "pictures")))
+
+
+def pictured_samples(velocity: Velocity, batch: Batch, num_steps: int, shift: float = 1.0) -> Tensor:
+    """Samples for `pictured`, in model units."""
+    return generate(velocity, batch.x_0, batch.condition, time_grid(num_steps, shift))
+
+
+def to_unit(samples: Tensor, data: FlowData) -> Tensor:
+    """Model units to [0, 1], as image files have them."""
+    low, high = data.facts.get("value_range", (0.0, 1.0))
+    return (data.normalisation.undo(samples) - low) / (high - low)
+
+
+def can_be_shown(data: FlowData) -> bool:
+    """Images and two-dimensional points have pictures."""
+    return data.is_image or data.event_shape == (2,)
+
+
+class SamplePictures(Callback):
+    """Draws samples from the same noise at every evaluation, one row a step: figures/samples_over_training.png."""
+
+    def __init__(self, data: FlowData, folder: Path, seed: int, num_steps: int = 16):
+        self.data, self.folder, self.num_steps = data, folder, num_steps
+        self.batch = pictured(data, seed) if can_be_shown(data) else None
+        self.rows: dict[str, Tensor] = {}
+
+    def on_evaluate(self, trainer: FlowTrainer, score: Score, is_best: bool) -> None:
+        """Add a row and write the picture."""
+        if self.batch is None:
+            return
+        self.rows[f"step {score.step}"] = pictured_samples(
+            trainer.velocity, self.batch, self.num_steps, trainer.evaluator.shift
+        )
+        keep = list(self.rows)
+        shown = {key: self.rows[key] for key in (keep if len(keep) <= 8 else [*keep[:: -(-len(keep) // 7)], keep[-1]])}
+        show_samples(shown, self.data, self.folder / "samples_over_training.png", "the same noise over training")
+
+
+def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str) -> None:
+    """Rows of images, or panels of points."""
+    if data.is_image:
+        names = data.label_names[:NUM_IMAGES] if "class_labels" in data.condition_columns else ()
+        figures.image_rows({name: to_unit(x, data) for name, x in rows.items()}, path, names, title)
+    else:
+        figures.scatter_panels({name: data.normalisation.undo(x) for name, x in rows.items()}, path, title=title)
+
+
+def run_figures(
+    folder: Path, data: FlowData, models: dict[str, Velocity], results: dict[str, Any], seed: int, shift: float
+) -> list[str]:
+    """Write the figures of a finished run; returns their paths within the folder.
+
+    `models`: "base" (where there is one) and "result", as fields.
+    """
+    out = folder / "figures"
+    if can_be_shown(data):
+        batch = pictured(data, seed)
+        rows = {
+            f"{name}, {n} step{'s' if n > 1 else ''}": pictured_samples(velocity, batch, n, shift)
+            for name, velocity in models.items()
+            for n in (1, 2, 16)
+        }
+        show_samples(rows, data, out / "samples.png", "")
+    history = results["train"]["history"]
+    figures.curves(
+        {"loss": ([e["step"] for e in history], [e["loss"] for e in history])},
+        out / "loss.png",
+        xlabel="step",
+        ylabel="training loss",
+    )
+    _selection_figure(results, out / "selection.png")
+    _steps_figure(results, out / "steps.png")
+    return [f"figures/{path.name}" for path in sorted(out.glob("*.png"))]
+
+
+def _selection_figure(results: dict[str, Any], path: Path) -> None:
+    scores = results["selection"]["scores"]
+    steps = [score["step"] for score in scores]
+    mean = [sum(score["target"]) / len(score["target"]) for score in scores]
+    series: dict[str, Any] = {"target data": (steps, mean)}
+    if scores[0]["base_domain"]:
+        series["the base's data (forgetting)"] = (
+            steps,
+            [sum(s["base_domain"]) / len(s["base_domain"]) for s in scores],
+        )
+    positive = all(y > 0 for _, ys in series.values() for y in ys)
+    figures.curves(
+        series,
+        path,
+        xlabel="step",
+        ylabel=f"{results['selection']['metric']} (validation, lower is better)",
+        log_y=positive,
+    )
+
+
+def _steps_figure(results: dict[str, Any], path: Path) -> None:
+    """Quality against the number of solver steps, base and result, on each domain."""
+    series, errors = {}, {}
+    for model, metrics in results["metrics"].items():
+        for domain in ("target", "base_domain"):
+            points = {int(k.split("@")[1]): v for k, v in metrics.items() if k.startswith(f"{domain}/") and "@" in k}
+            if points:
+                name = f"{model}, {'target data' if domain == 'target' else 'base data'}"
+                series[name] = (sorted(points), [points[n]["value"] for n in sorted(points)])
+                errors[name] = [points[n].get("stderr", 0) for n in sorted(points)]
+    if series:
+        positive = all(y > 0 for _, ys in series.values() for y in ys)
+        figures.curves(
+            series,
+            path,
+            xlabel="solver steps",
+            ylabel="distance to held-out data",
+            log_x=True,
+            log_y=positive,
+            errors=errors,
+        )
