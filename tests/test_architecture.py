@@ -112,6 +112,7 @@ def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
+@pytest.mark.slow
 def test_the_package_imports_offline():
     """`import hf_flowft` opens no connection."""
     program = (

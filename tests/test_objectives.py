@@ -221,7 +221,7 @@ def test_couplings_share_the_end_and_ot_has_the_shorter_path():
     def data(generator):
         return Batch(torch.tensor([2.0, 0.0]) + torch.tensor([0.3, 1.5]) * torch.randn(256, 2, generator=generator))
 
-    lengths, noise = {}, torch.randn(4000, 2, generator=keyed_generator("noise"))
+    lengths, excess, noise = {}, {}, torch.randn(4000, 2, generator=keyed_generator("noise"))
     for coupling in (IndependentCoupling(), OTCoupling()):
         torch.manual_seed(0)
         model = VelocityMLP([2], hidden_dim=64, num_layers=2)
@@ -232,7 +232,9 @@ def test_couplings_share_the_end_and_ot_has_the_shorter_path():
         torch.testing.assert_close(path[-1].mean(dim=0), torch.tensor([2.0, 0.0]), rtol=0, atol=0.2)
         torch.testing.assert_close(path[-1].std(dim=0), torch.tensor([0.3, 1.5]), rtol=0, atol=0.2)
         lengths[coupling.name] = path.diff(dim=0).norm(dim=2).sum(dim=0).mean().item()
+        excess[coupling.name] = lengths[coupling.name] / (path[-1] - path[0]).norm(dim=1).mean().item()
     assert lengths["ot"] < lengths["independent"] - 0.02
+    assert excess["ot"] < 1.01 < 1.03 < excess["independent"]
 
 
 # ---------------------------------------------------------------- replay
