@@ -12,7 +12,8 @@ from torch import Tensor
 COLOURS = ("#1f4e79", "#c0392b", "#2e8b57", "#d68910", "#7d3c98", "#17a2b8", "#6c757d", "#e377c2")
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write the PNG, making its folder."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,7 +22,8 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches; matplotlib is loaded here."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -33,7 +35,7 @@ def image_rows(rows: dict[str, Tensor], path: Path, column_names: Sequence[str] 
     Args: `rows`: name -> (columns, channels, height, width) with values in [0, 1]; `column_names`: above the columns.
     """
     columns = max(len(images) for images in rows.values())
-    figure = _figure(0.62 * columns + 2.4, 0.66 * len(rows) + (0.5 if title else 0.2))
+    figure = new_figure(0.62 * columns + 2.4, 0.66 * len(rows) + (0.5 if title else 0.2))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, images) in enumerate(rows.items()):
         for column in range(columns):
@@ -56,21 +58,21 @@ def image_rows(rows: dict[str, Tensor], path: Path, column_names: Sequence[str] 
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def scatter_panels(
     panels: dict[str, Tensor], path: Path, limit: float = 4.0, size: float = 2.0, title: str = ""
 ) -> Path:
     """Two-dimensional samples, one panel each: name -> (n, 2)."""
-    figure = _figure(2.7 * len(panels), 2.9)
+    figure = new_figure(2.7 * len(panels), 2.9)
     for axis, (name, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         axis.scatter(x[:, 0], x[:, 1], s=size, alpha=0.4, linewidths=0, color=COLOURS[0])
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
         axis.set_title(name, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def curves(
@@ -86,7 +88,7 @@ def curves(
     lines: Mapping[str, float] | None = None,
 ) -> Path:
     """Lines with markers: name -> (x, y); `errors`: standard errors of y; `lines`: named horizontal lines."""
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axis = figure.subplots()
     for index, (name, (x, y)) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -108,7 +110,7 @@ def curves(
             name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#444444"
         )
     _decorate(axis, xlabel, ylabel, title, log_x, log_y)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def trade_off(
@@ -120,14 +122,14 @@ def trade_off(
     title: str = "",
 ) -> Path:
     """Two qualities against each other over a run: name -> (x, y) in the order of the run; the last point is marked."""
-    figure = _figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6)
     axis = figure.subplots()
     for index, (name, (x, y)) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         axis.plot(x, y, color=colour, marker=".", linewidth=1.1, markersize=5, label=name)
         axis.plot(x[-1:], y[-1:], color=colour, marker="s", markersize=6)
     _decorate(axis, xlabel, ylabel, title, True, True)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _decorate(axis: Any, xlabel: str, ylabel: str, title: str, log_x: bool, log_y: bool) -> None:
