@@ -30,35 +30,30 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def image_rows(rows: dict[str, Tensor], path: Path, column_names: Sequence[str] = (), title: str = "") -> Path:
-    """Rows of images side by side, a title for each row.
+    """Rows of images side by side, a name for each row.
 
     Args: `rows`: name -> (columns, channels, height, width) with values in [0, 1]; `column_names`: above the columns.
     """
     columns = max(len(images) for images in rows.values())
-    figure = new_figure(0.62 * columns + 2.4, 0.66 * len(rows) + (0.5 if title else 0.2))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, (name, images) in enumerate(rows.items()):
-        for column in range(columns):
-            axis = axes[row][column]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if column < len(images):
-                image = images[column].clamp(0, 1).permute(1, 2, 0).numpy()
-                axis.imshow(
-                    image.squeeze(-1) if image.shape[-1] == 1 else image,
-                    cmap="gray_r",
-                    vmin=0,
-                    vmax=1,
-                    interpolation="nearest",
-                )
-            if row == 0 and column < len(column_names):
-                axis.set_title(column_names[column], fontsize=8)
-        axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    height, width = next(iter(rows.values())).shape[-2:]
+    gap = max(1, width // 8)
+    channels = next(iter(rows.values())).shape[1]
+    paper = 0.0 if channels == 1 else 1.0  # grey images are drawn in ink: 0 is white
+    mosaic = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, channels), paper)
+    for row, images in enumerate(rows.values()):
+        for column, image in enumerate(images.clamp(0, 1).permute(0, 2, 3, 1).numpy()):
+            top, left = row * (height + gap), column * (width + gap)
+            mosaic[top : top + height, left : left + width] = image
+    figure = _figure(0.62 * columns + 2.4, 0.62 * len(rows) + (0.5 if title else 0.2))
+    axis = figure.subplots()
+    axis.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(len(rows))], list(rows), fontsize=9)
+    axis.set_xticks([column * (width + gap) + width / 2 - 0.5 for column in range(len(column_names))], column_names, fontsize=9)
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=11)
-    return save_figure(figure, path)
+        axis.set_title(title, fontsize=11)
+    return _save(figure, path)
 
 
 def scatter_panels(

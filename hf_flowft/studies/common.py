@@ -1,0 +1,47 @@
+"""What studies share: runs that are reused when they are already there, and the configs they start from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from ..pipelines import FlowPipeline
+from ..results import read_results
+from ..training.checkpoint import list_checkpoints
+from ..training.config import RunConfig, load_config
+from ..training.run import Run, RunResult
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def study_config(name: str, overrides: dict[str, Any]) -> RunConfig:
+    """A shipped config with settings replaced: `{"train.num_steps": 100}`.
+
+    Raises: ValueError when the configs are not there: studies are run from a clone of the repository.
+    """
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path.name} is not there: studies start from the configs of the repository, run them in a clone of it.")
+    return load_config(path, [f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides.items()])
+
+
+def run_or_reuse(config: RunConfig) -> RunResult:
+    """Run a config, resume what an earlier call began, or read what it finished.
+
+    Raises: ValueError when the folder holds a run with other settings.
+    """
+    folder = Path(config.output_dir)
+    settings = folder / "config.yaml"
+    if settings.is_file() and yaml.safe_load(settings.read_text()) != config.as_dict():
+        raise ValueError(f"{folder} holds a run with other settings: delete it, or give the study another folder.")
+    if (folder / "results.json").is_file():
+        tqdm.write(f"{folder.name}: reusing what is there")
+        return RunResult(FlowPipeline.from_pretrained(folder / "pipeline"), read_results(folder / "results.json"), folder)
+    if folder.is_dir() and not list_checkpoints(folder):
+        shutil.rmtree(folder)
+    resume = ["--train.resume_from_checkpoint=latest"] if folder.is_dir() else []
+    return Run(load_config(None, resume, config.as_dict())).execute()
