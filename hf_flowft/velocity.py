@@ -41,7 +41,7 @@ class Velocity(nn.Module):
         sample = x if x.dtype == dtype else x.to(dtype)
         if self.convention == "diffusers":
             timestep = _rows(timestep_from_sigma(sigma_from_t(_float32(t))), x)
-            v = velocity_from_output(self.model(sample, timestep, return_dict=False, **condition)[0])
+            v = velocity_from_output(self.model(sample, timestep=timestep, return_dict=False, **condition)[0])
         else:
             v = self.model(sample, _rows(_float32(t), x), **condition)
         if v.shape != x.shape:

@@ -1,5 +1,6 @@
 """Pipelines: what a user samples with."""
 
-from .pipeline_flow import FlowPipeline, FlowPipelineOutput, describe_data
+from .output import FlowPipelineOutput, describe_data
+from .pipeline_flow import FlowPipeline
 
 __all__ = ["FlowPipeline", "FlowPipelineOutput", "describe_data"]

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..conventions import output_from_velocity, sigma_from_timestep, t_from_sigma, time_grid
-from ..data import FlowData, Normalisation
+from ..data import Normalisation
 from ..likelihood import log_likelihood
 from ..solvers import ADAPTIVE_METHODS, integrate, integrate_adaptive
 from ..velocity import GuidedVelocity, Velocity
 from .loading import load_component, read_index, resolve_folder
+from .output import FlowPipelineOutput, adaptive_method, check_names, check_output_type, to_pil
 
 CONDITIONS_FILE = "conditions.safetensors"
 MAX_CONDITIONS = 2048
-
-
-@dataclass
-class FlowPipelineOutput(BaseOutput):
-    """`samples`: PIL images, an array or a tensor, in data units; `num_evaluations` of the network for each sample."""
-
-    samples: list[Image.Image] | np.ndarray | Tensor
-    num_evaluations: int
-
-    @property
-    def images(self) -> list[Image.Image] | np.ndarray | Tensor:
-        """The samples, under the name image pipelines use."""
-        return self.samples
 
 
 class FlowPipeline(DiffusionPipeline):
@@ -66,7 +53,6 @@ class FlowPipeline(DiffusionPipeline):
         self.register_to_config(description=dict(description or {}))
         self.conditions = {key: value[:MAX_CONDITIONS].clone() for key, value in (conditions or {}).items()}
 
-    # ------------------------------------------------------------------------------------------------------ what it knows
     @property
     def description(self) -> dict[str, Any]:
         """The facts it was saved with."""
@@ -97,7 +83,6 @@ class FlowPipeline(DiffusionPipeline):
         """Evaluations of the last call."""
         return self._num_timesteps
 
-    # ------------------------------------------------------------------------------------------------------------ sampling
     @torch.no_grad()
     def __call__(
         self,
@@ -134,15 +119,15 @@ class FlowPipeline(DiffusionPipeline):
             callback_on_step_end: called with (pipeline, index, timestep, {names asked for}); may return changed tensors.
         Raises: ValueError for a wrong output type, missing or unexpected conditions, or an unknown solver.
         """
-        output_type = self._output_type(output_type)
-        self._check_callback(callback_on_step_end_tensor_inputs)
+        output_type = check_output_type(output_type, self.event_shape, bool(self.description.get("is_image")))
+        check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         given = self._condition(batch_size, class_labels, condition)
         batch_size = len(next(iter(given.values()))) if given else batch_size
         x = self._noise(batch_size, generator, latents)
         velocity = self.velocity(guidance_scale)
         if solver is not None:
             solution = integrate_adaptive(
-                velocity.field(given), x, (0.0, 1.0), self._adaptive(solver), rtol=rtol, atol=atol
+                velocity.field(given), x, (0.0, 1.0), adaptive_method(solver), rtol=rtol, atol=atol
             )
             x, self._num_timesteps = solution.x, solution.num_evaluations
         else:
@@ -167,7 +152,9 @@ class FlowPipeline(DiffusionPipeline):
         )
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        stochastic = {"generator": generator} if "generator" in self._extra_step_arguments() else {}
+        stochastic = (
+            {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+        )
         with self.progress_bar(total=len(timesteps)) as bar:
             for index, timestep in enumerate(timesteps):
                 v = velocity(x, t_from_sigma(sigma_from_timestep(float(timestep))), **given)
@@ -180,7 +167,6 @@ class FlowPipeline(DiffusionPipeline):
                 bar.update()
         return x
 
-    # --------------------------------------------------------------------------------------------------- the other direction
     @torch.no_grad()
     def encode(
         self,
@@ -238,7 +224,6 @@ class FlowPipeline(DiffusionPipeline):
             )
         return GuidedVelocity(velocity, guidance_scale, null)
 
-    # --------------------------------------------------------------------------------------------------------------- pieces
     def _condition(self, batch_size: int, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
         given: dict[str, Tensor] = {}
         if class_labels is not None:
@@ -261,35 +246,6 @@ class FlowPipeline(DiffusionPipeline):
             raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(self.device, torch.float32)
 
-    def _extra_step_arguments(self) -> set[str]:
-        import inspect
-
-        return set(inspect.signature(self.scheduler.step).parameters)
-
-    def _output_type(self, output_type: str | None) -> str:
-        known = ("pil", "np", "pt", "latent")
-        chosen = output_type or ("pil" if self.description.get("is_image") else "np")
-        if chosen not in known:
-            raise ValueError(f"output_type must be one of {', '.join(known)}, got {output_type!r}.")
-        if chosen == "pil" and len(self.event_shape) != 3:
-            raise ValueError(f"samples of shape {self.event_shape} are not images; use output_type 'np' or 'pt'.")
-        return chosen
-
-    def _check_callback(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
-
-    @staticmethod
-    def _adaptive(solver: str) -> str:
-        if solver not in ADAPTIVE_METHODS:
-            raise ValueError(
-                f"solver takes an adaptive method ({', '.join(ADAPTIVE_METHODS)}), got {solver!r}; fixed-step ones belong to the scheduler."
-            )
-        return solver
-
     def _output(self, x: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
         if output_type == "latent":
             return x
@@ -300,7 +256,6 @@ class FlowPipeline(DiffusionPipeline):
             return data.cpu().numpy()
         return to_pil(data, self.description.get("value_range", (0.0, 1.0)))
 
-    # ---------------------------------------------------------------------------------------------------- saving and loading
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the pipeline as diffusers does, safetensors only, and the conditions beside it."""
         super().save_pretrained(str(save_directory), safe_serialization=True, **kwargs)
@@ -339,22 +294,3 @@ class FlowPipeline(DiffusionPipeline):
         )
         pipeline.model.eval()
         return pipeline
-
-
-def to_pil(data: Tensor, value_range: Sequence[float]) -> list[Image.Image]:
-    """Images in data units (batch, channels, height, width) as PIL, `value_range` mapped to 0..255."""
-    low, high = value_range
-    pixels = ((data - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-    return [Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)) for image in pixels]
-
-
-def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
-    """The description of a pipeline trained on a data set with a coupling."""
-    return {
-        "event_shape": list(data.event_shape),
-        "normalisation": {"mean": data.normalisation.mean, "std": data.normalisation.std},
-        "is_image": data.is_image,
-        "value_range": data.facts.get("value_range", [0.0, 1.0]),
-        "label_names": data.label_names,
-        "coupling": coupling,
-    }

@@ -5,7 +5,8 @@ from .callbacks import Callback
 from .config import RunConfig, load_config
 from .run import Run, RunResult
 from .settings import EvalConfig, TrainConfig
-from .trainer import FlowTrainer, NonFiniteLossError, TrainResult
+from .step import NonFiniteLossError, TrainResult
+from .trainer import FlowTrainer
 
 __all__ = [
     "BankRows",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +22,15 @@ from ..data import FlowData
 from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
 from ..velocity import Velocity
+from . import checkpoint
 from .batches import ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
 from .callbacks import Callback
-from .checkpoint import (
-    check_same_run,
-    checkpoint_path,
-    find_checkpoint,
-    load_optimizer,
-    load_tensors,
-    prune_checkpoints,
-    save_checkpoint,
-)
 from .ema import EMA, copy_into
 from .evaluation import Evaluator, SampleMetric, Score
+from .guards import private_global_rng, restore_rng, rng_states, stop_signals
 from .selection import Selection
 from .settings import EvalConfig, TrainConfig
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or the gradient became NaN or infinite; the last good state has been saved."""
-
-
-class TrainStep(nn.Module):
-    """Velocity and objective as one module whose forward is the loss, so that DDP and autocast see one forward a backward."""
-
-    def __init__(self, velocity: Velocity, objective: Objective):
-        super().__init__()
-        self.velocity, self.objective = velocity, objective
-
-    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """The loss of one micro-batch."""
-        return self.objective(self.velocity, batch, step, generator)
-
-
-@dataclass
-class TrainResult:
-    """What a run returns: `model` carries the best weights (the base's, when nothing beat it)."""
-
-    model: nn.Module
-    step: int
-    improved: bool
-    verdict: str
-    selection: Selection
-    history: list[dict[str, float]]
-    stopped: bool
+from .step import NonFiniteLossError, TrainResult, TrainStep
 
 
 class FlowTrainer:
@@ -121,9 +85,8 @@ class FlowTrainer:
         )
         self.shard = Shard(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.gather)
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
-        self.dropout = (
-            ConditionDropout(train.condition_dropout, null_condition or {}) if train.condition_dropout else None
-        )
+        dropped = train.condition_dropout
+        self.dropout = ConditionDropout(dropped, null_condition or {}) if dropped else None
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
         self.selection = Selection(evaluation)
         self.history: list[dict[str, float]] = []
@@ -134,7 +97,7 @@ class FlowTrainer:
         if self.config.gradient_checkpointing:
             if not getattr(self.model, "_supports_gradient_checkpointing", False):
                 raise ValueError(
-                    f"{type(self.model).__name__} does not support gradient checkpointing; set train.gradient_checkpointing to false."
+                    f"{type(self.model).__name__} cannot recompute; set train.gradient_checkpointing to false."
                 )
             self.model.enable_gradient_checkpointing()  # type: ignore[operator]
         self.objective = objective
@@ -154,7 +117,6 @@ class FlowTrainer:
         self.velocity = step.velocity
         self.train_step, self.optimizer = self.accelerator.prepare(step, optimizer)
 
-    # ------------------------------------------------------------------------------------------------------------- the run
     def train(self) -> TrainResult:
         """Train, evaluate along the way, and load the best weights into the model.
 
@@ -162,7 +124,7 @@ class FlowTrainer:
         """
         if self.config.report_to:
             self.accelerator.init_trackers("hf_flowft", config={})
-        with _private_global_rng(keyed_seed(self.seed, "global", self.shard.rank)), _stop_signals() as stop:
+        with private_global_rng(keyed_seed(self.seed, "global", self.shard.rank)), stop_signals() as stop:
             if self.config.resume_from_checkpoint:
                 self._resume()
             self.order = SampleOrder(len(self.rows), self.config.batch_size, self.seed, self.shard)
@@ -175,10 +137,8 @@ class FlowTrainer:
         return self._finish(stopped)
 
     def _loop(self, batches: Iterator[Batch], stop: threading.Event) -> bool:
-        main = self.accelerator.is_main_process
-        with tqdm(
-            total=self.config.num_steps, initial=self.step, desc=self.objective.name, disable=None if main else True
-        ) as bar:
+        quiet = None if self.accelerator.is_main_process else True
+        with tqdm(total=self.config.num_steps, initial=self.step, desc=self.objective.name, disable=quiet) as bar:
             self.train_step.train()
             while self.step < self.config.num_steps and not self.selection.exhausted:
                 logs = self._optimise(next(batches))
@@ -207,9 +167,8 @@ class FlowTrainer:
         total, logs = 0.0, {}
         for i, micro in enumerate(batch.split(parts), 1):
             with nullcontext() if i == parts else self.accelerator.no_sync(self.train_step):
-                loss, logs = self.train_step(
-                    micro.to(self.accelerator.device), self.step, keyed_generator(self.seed, "loss", self.step)
-                )
+                generator = keyed_generator(self.seed, "loss", self.step)
+                loss, logs = self.train_step(micro.to(self.accelerator.device), self.step, generator)
                 self.accelerator.backward(loss / parts)
             total += loss.item() / parts
         norm = None
@@ -228,13 +187,13 @@ class FlowTrainer:
         self.save_checkpoint()
         rows = self.order.rows(self.step)[:8].tolist()
         saved = (
-            f"; the state before this step is saved in {checkpoint_path(self.output_dir, self.step)}"
+            f" The state before this step is in {checkpoint.checkpoint_path(self.output_dir, self.step)}."
             if self.output_dir
             else ""
         )
         raise NonFiniteLossError(
-            f"the loss or its gradient is not finite at step {self.step} (loss {loss}), in the batch of training rows {rows} ...{saved}. "
-            "Lower the learning rate, or look at those rows."
+            f"the loss or its gradient is not finite at step {self.step} (loss {loss}), in the batch of training rows "
+            f"{rows} ... Lower the learning rate, or look at those rows.{saved}"
         )
 
     def _anywhere(self, flag: bool) -> bool:
@@ -243,9 +202,14 @@ class FlowTrainer:
             return flag
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
 
-    # ------------------------------------------------------------------------------------------------- logging and evaluation
+    def _mean(self, value: float) -> float:
+        """The mean over the processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).mean())
+
     def _log(self, logs: Logs, bar: tqdm) -> None:
-        numbers = {key: float(value) for key, value in logs.items()}
+        numbers = {key: self._mean(float(value)) for key, value in logs.items()}
         entry = {"step": self.step, "lr": self.config.lr_at(self.step - 1), **numbers}
         self.history.append(entry)
         bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
@@ -295,14 +259,13 @@ class FlowTrainer:
         step = self.selection.best.step if improved else 0
         return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped)
 
-    # ---------------------------------------------------------------------------------------------------------- checkpoints
     def save_checkpoint(self) -> None:
         """Write everything a bitwise resume needs to `checkpoints/checkpoint-<step>`; nothing without an output folder."""
         if self.output_dir is None:
             return
-        rng = self._rng_states()
+        rng = rng_states(lambda x: self.accelerator.gather(x.to(self.accelerator.device)))
         if self.accelerator.is_main_process:
-            folder = checkpoint_path(self.output_dir, self.step)
+            folder = checkpoint.checkpoint_path(self.output_dir, self.step)
             groups = {
                 "weights": self._weights(),
                 "ema": self.ema.shadow if self.ema is not None else {},
@@ -317,57 +280,22 @@ class FlowTrainer:
                 "selection": self.selection.state(),
                 "identity": self.identity,
             }
-            save_checkpoint(folder, groups, self.optimizer.state_dict(), state)
-            prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
+            checkpoint.save_checkpoint(folder, groups, self.optimizer.state_dict(), state)
+            checkpoint.prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def _rng_states(self) -> dict[str, Tensor]:
-        states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
-        gathered = [self.accelerator.gather(state[None].to(self.accelerator.device)).cpu() for state in states]
-        return {f"{device}-{rank}": state for device, rows in enumerate(gathered) for rank, state in enumerate(rows)}
-
     def _resume(self) -> None:
-        folder, state = find_checkpoint(self.config.resume_from_checkpoint, self.output_dir or Path("."))
-        check_same_run(state["identity"], self.identity, folder)
-        copy_into(self._weights(), load_tensors(folder, "weights"))
+        folder, state = checkpoint.find_checkpoint(self.config.resume_from_checkpoint, self.output_dir or Path("."))
+        checkpoint.check_same_run(state["identity"], self.identity, folder)
+        copy_into(self._weights(), checkpoint.load_tensors(folder, "weights"))
         if self.ema is not None:
-            self.ema.load(load_tensors(folder, "ema"))
-        self.optimizer.load_state_dict(load_optimizer(folder))
-        self.best_weights, self.base_weights = load_tensors(folder, "best"), load_tensors(folder, "base")
+            self.ema.load(checkpoint.load_tensors(folder, "ema"))
+        self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
+        self.best_weights, self.base_weights = (
+            checkpoint.load_tensors(folder, "best"),
+            checkpoint.load_tensors(folder, "base"),
+        )
         self.selection.load(state["selection"])
         self.step, self.history = state["step"], state["history"]
-        self.rows.load(load_tensors(folder, "rows"))
-        rng = load_tensors(folder, "rng")
-        if f"0-{self.shard.rank}" in rng:
-            torch.set_rng_state(rng[f"0-{self.shard.rank}"])
-        if torch.cuda.is_available() and f"1-{self.shard.rank}" in rng:
-            torch.cuda.set_rng_state(rng[f"1-{self.shard.rank}"])
-
-
-@contextmanager
-def _private_global_rng(seed: int) -> Iterator[None]:
-    """Dropout draws from torch's global generator: seed it for the run, and give the caller's state back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set an event instead of killing the run; a second Ctrl-C interrupts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        self.rows.load(checkpoint.load_tensors(folder, "rows"))
+        restore_rng(checkpoint.load_tensors(folder, "rng"), self.shard.rank)

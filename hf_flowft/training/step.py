@@ -1,0 +1,42 @@
+"""One loss as one module, and what a run returns or fails with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..objectives import Logs, Objective
+from ..velocity import Velocity
+from .selection import Selection
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or the gradient became NaN or infinite; the last good state has been saved."""
+
+
+class TrainStep(nn.Module):
+    """Velocity and objective as one module whose forward is the loss, so that DDP and autocast see one forward a backward."""
+
+    def __init__(self, velocity: Velocity, objective: Objective):
+        super().__init__()
+        self.velocity, self.objective = velocity, objective
+
+    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """The loss of one micro-batch."""
+        return self.objective(self.velocity, batch, step, generator)
+
+
+@dataclass
+class TrainResult:
+    """What a run returns: `model` carries the best weights (the base's, when nothing beat it)."""
+
+    model: nn.Module
+    step: int
+    improved: bool
+    verdict: str
+    selection: Selection
+    history: list[dict[str, float]]
+    stopped: bool
