@@ -19,9 +19,9 @@ class Recorder(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, sample, time, return_dict=None, **condition):
+    def forward(self, sample, t=None, timestep=None, return_dict=None, **condition):
         """The fixed output."""
-        self.sample, self.time, self.condition = sample, time, condition
+        self.sample, self.time, self.condition = sample, timestep if t is None else t, condition
         return self.output if return_dict is None else (self.output,)
 
 

@@ -291,10 +291,8 @@ class FlowTrainer:
         if self.ema is not None:
             self.ema.load(checkpoint.load_tensors(folder, "ema"))
         self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
-        self.best_weights, self.base_weights = (
-            checkpoint.load_tensors(folder, "best"),
-            checkpoint.load_tensors(folder, "base"),
-        )
+        self.best_weights = checkpoint.load_tensors(folder, "best")
+        self.base_weights = checkpoint.load_tensors(folder, "base")
         self.selection.load(state["selection"])
         self.step, self.history = state["step"], state["history"]
         self.rows.load(checkpoint.load_tensors(folder, "rows"))
