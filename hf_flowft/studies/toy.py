@@ -75,7 +75,9 @@ class Variant:
     num_steps: tuple[int, ...] = (10,)
     flow_matching_weight: float = 0.0
     structure: str = ""
-    """Of a residual on the frozen base; empty trains the base itself."""
+    """Of a residual on the base; empty trains the base itself."""
+    train_base: bool = False
+    """Train the base under a residual too; otherwise it is frozen."""
 
 
 VARIANTS = {
@@ -87,8 +89,9 @@ VARIANTS = {
     "self": Variant("MLE, self (the base's fine solutions)", PairsConfig("self", num_steps=64, solver="rk4")),
     "with_fm": Variant("MLE, ot_output + 1.0 x FM loss", flow_matching_weight=1.0),
     "random_n": Variant("MLE, ot_output, random N of 1 to 16", num_steps=(1, 2, 4, 8, 16)),
-    "gav": Variant("MLE + GAV (gradient), ot_output", structure="gradient"),
-    "mlp_residual": Variant("MLE + MLP residual, ot_output", structure="mlp"),
+    "gav": Variant("MLE + GAV, ot_output, base frozen", structure="gradient"),
+    "gav_joint": Variant("MLE + GAV, ot_output, base trained", structure="gradient", train_base=True),
+    "mlp_residual": Variant("MLE + MLP residual, ot_output, base frozen", structure="mlp"),
 }
 BASELINES = {"fm_1000": "FM, half the steps (the base)", "fm_2000": "FM, all steps (the baseline)"}
 TITLES = {"data": "fresh data (the floor)", **BASELINES, **{name: v.title for name, v in VARIANTS.items()}}
@@ -143,12 +146,15 @@ class ToyStudy:
             shape = MLPConfig(hidden_dim=128, num_layers=3, time="concat", activation="relu")
             return shape.build(self.data(seed), 0, seed).model
         base = self.velocity("fm_1000", seed).model.requires_grad_(True)
-        structure = VARIANTS[method].structure
-        if not structure:
+        variant = VARIANTS[method]
+        if not variant.structure:
             return base
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(seed, "initialisation"))
-            return ViscousFlowModel.from_base(base, event_shape=[2], structure=structure, num_terms=2)
+            model = ViscousFlowModel.from_base(base, event_shape=[2], structure=variant.structure, num_terms=2)
+        if variant.train_base:
+            model.unfreeze_base()
+        return model
 
     def _parts(self, method: str, seed: int) -> tuple[nn.Module, Objective, Rows | None]:
         model = self._network(method, seed)

@@ -19,6 +19,7 @@ from .toy import BAD, CENTRES, TABLE_STEPS, TITLES, ToyStudy
 from .toy_report import CellsOfMethods, summary
 
 LIMIT = 3.0
+VALUES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
 BLUE, RED, GREEN, ORANGE, VIOLET, CYAN, GREY, PINK = COLOURS
 STYLES = {
     "fm_1000": ("#999999", "-", "o"),
@@ -32,6 +33,7 @@ STYLES = {
     "with_fm": (CYAN, "--", "<"),
     "random_n": (BLUE, "--", ">"),
     "gav": (GREEN, "-", "P"),
+    "gav_joint": (GREEN, "--", "p"),
     "mlp_residual": (VIOLET, "--", "X"),
 }
 MAPPED = ("fm_2000", "ot_output", "gav")
@@ -44,7 +46,8 @@ SHORT = {
     "ot_output": "MLE, ot_output",
     "inverse": "MLE, inverse ODE",
     "best_of_k": "MLE, best of 16",
-    "gav": "MLE + GAV",
+    "gav": "MLE + GAV, base frozen",
+    "gav_joint": "MLE + GAV, base trained",
 }
 
 
@@ -80,9 +83,12 @@ def error_against_steps(study: ToyStudy, cells: CellsOfMethods, path: Path) -> N
                 label=TITLES[method],
             )
         floor = summary(cells["data"], metric)["value"]
-        axis.axhline(floor, color="#555555", linestyle=":", linewidth=1.2, label="fresh data (the floor)")
+        axis.axhline(floor, color="#555555", linestyle=":", linewidth=1.2, label="fresh data of the same size")
         axis.set(xscale="log", yscale="log", xlabel="Euler steps N", ylabel=label)
         _plain_ticks(axis, study.sizes.num_steps)
+        low, high = axis.get_ylim()
+        values = [value for value in VALUES if low < value < high]
+        axis.set_yticks(values, [f"{value:g}" for value in values])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     seeds = study.sizes.seeds
     figure.suptitle(f"Error against the number of steps (mean and standard error of {seeds} seeds)", fontsize=11)
@@ -128,8 +134,9 @@ def reduction_maps(study: ToyStudy, path: Path) -> None:
 def bad_paths(study: ToyStudy, path: Path, shown: int = 60) -> None:
     """Paths that end away from every centre, from the same noise for every method."""
     x_0 = study.noise(study.sizes.num_exact, 0)
-    figure = new_figure(11.0, 4.1)
-    for axis, method in zip(figure.subplots(1, len(MAPPED)), MAPPED, strict=True):
+    figure = new_figure(11.0, 4.5)
+    axes = figure.subplots(1, len(MAPPED))
+    for axis, method in zip(axes, MAPPED, strict=True):
         x = generate(study.velocity(method, 0), x_0, {}, time_grid(TABLE_STEPS), trajectory=True)
         bad = x[:, _distances(x[-1]) > BAD]
         axis.plot(bad[:, :shown, 0], bad[:, :shown, 1], color=BLUE, linewidth=0.6, alpha=0.6)
@@ -138,7 +145,7 @@ def bad_paths(study: ToyStudy, path: Path, shown: int = 60) -> None:
         axis.scatter(CENTRES[:, 0], CENTRES[:, 1], s=60, marker="+", color="black", label="centres", zorder=4)
         axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal")
         axis.set_title(f"{SHORT[method]}: {bad.shape[1]} of {len(x_0):,} bad", fontsize=10)
-        axis.legend(fontsize=7, loc="lower center", ncols=3, columnspacing=0.8, handletextpad=0.2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(f"Paths that end farther than {BAD} from every centre (up to {shown} shown)", fontsize=11)
     save_figure(figure, path)
 
@@ -187,7 +194,7 @@ def gap_curves(study: ToyStudy, path: Path) -> None:
                 *zip(*x, strict=True), color=colour, ls=line, marker="o", ms=3.5, label=f"{SHORT[method]}: {label}"
             )
     axis.set(xscale="log", yscale="log", xlabel="Euler steps N", ylabel="distance to the exact flow (root mean square)")
-    axis.set_title("Theorem 3.1: the error of few steps and its bound", fontsize=11)
+    axis.set_title("Theorem 3.1: the error of few steps of a field, and its bound", fontsize=11)
     _plain_ticks(axis, study.sizes.num_steps)
     axis.legend(fontsize=8, frameon=False)
     save_figure(figure, path)
