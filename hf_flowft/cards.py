@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from .objectives import FlowMatchingObjective, GradualObjective, Paper, ReconstructionObjective, ReplayObjective
-from .results import compare
+from .results import compare, public_name
 from .tables import metrics_table
 
 PAPERS: dict[str, Paper] = {
@@ -82,7 +82,13 @@ def _what(results: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def _table(results: dict[str, Any]) -> str:
-    note = "Measured on the test split, which selected nothing; ± is the standard error over repeated noise draws. `@N`: N solver steps."
+    split = results["test_split"]
+    told = (
+        "which selected nothing"
+        if split != results["selection"]["split"]
+        else "which also SELECTED the model: the numbers flatter it"
+    )
+    note = f"Measured on the {split} split, {told}; ± is the standard error over repeated noise draws. `@N`: N solver steps."
     return f"## Results\n\n{metrics_table(results['metrics'])}\n\n{note}"
 
 
@@ -108,26 +114,24 @@ def _figures(results: dict[str, Any]) -> str:
 
 
 def _usage(results: dict[str, Any]) -> str:
-    labels = ", class_labels=[0, 1, 2, 3]" if "class_labels" in results["conditions"] else ", batch_size=4"
-    if results["conditions"] and "class_labels" not in results["conditions"]:
-        labels = ", condition=condition"
+    given = ", batch_size=4"
+    if results["conditions"] == ["class_labels"]:
+        given = f", class_labels={(results['data'].get('labels') or list(range(results['num_classes'])))[:4]}"
+    elif results["conditions"]:  # vectors: some of those it was trained under
+        given = "".join(f', {key}=pipeline.conditions["{key}"][:4]' for key in results["conditions"])
     lines = [
         "from hf_flowft import FlowPipeline",
         "",
         "pipeline = FlowPipeline.from_pretrained(\"pipeline\")  # this run's folder, or the repository's id",
     ]
-    lines.append(f"samples = pipeline(num_inference_steps=16{labels}).samples")
+    lines.append(f"samples = pipeline(num_inference_steps=16{given}).samples")
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
 
 
 def _method(results: dict[str, Any], config: dict[str, Any]) -> str:
-    settings = yaml.safe_dump(
-        {key: config[key] for key in ("model", "objective", "pairs", "train")}, sort_keys=False
-    ).strip()
-    if results["method"] != "mle":
-        settings = yaml.safe_dump(
-            {key: config[key] for key in ("model", "objective", "train")}, sort_keys=False
-        ).strip()
+    sections = ("model", "objective", *(["pairs"] if results["method"] == "mle" else []), "train")
+    shown = {section: {key: _public(value) for key, value in config[section].items()} for section in sections}
+    settings = yaml.safe_dump(shown, sort_keys=False).strip()
     text = f"## Method\n\n<details><summary>Settings</summary>\n\n```yaml\n{settings}\n```\n\n</details>"
     paper = PAPERS.get(results["method"])
     if paper is None:
@@ -136,6 +140,10 @@ def _method(results: dict[str, Any], config: dict[str, Any]) -> str:
         text
         + f"\n\n{paper.title}, [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}).\n\n```bibtex\n{paper.bibtex}\n```"
     )
+
+
+def _public(value: Any) -> Any:
+    return public_name(value) if isinstance(value, str) else value
 
 
 def _limits(results: dict[str, Any], config: dict[str, Any]) -> str:

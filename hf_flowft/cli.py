@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone away, e.g. `| head`
         sys.stderr.close()
         return 0
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"hf-flowft: error: {error}", file=sys.stderr)
         return 2
 
@@ -88,6 +88,7 @@ def _finetune(options: argparse.Namespace, settings: list[str]) -> None:
 def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, Any]) -> None:
     from .training.config import load_config, print_settings
     from .training.run import Run
+    from .training.step import NonFiniteLossError
 
     if options.settings:
         print_settings()
@@ -95,11 +96,14 @@ def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, An
     config = load_config(options.config, settings, fixed)
     plain = config.as_dict()
     for section, values in fixed.items():
-        if section == "objective" and plain[section]["name"] != values["name"]:
+        if values["name"] != "pretrained" and plain[section]["name"] != values["name"]:
             raise ValueError(
-                f"this command trains with objective {values['name']!r}, but the config says {plain[section]['name']!r}."
+                f"this command trains with {section} {values['name']!r}, but the settings say {plain[section]['name']!r}."
             )
-    result = Run(config).execute()
+    try:
+        result = Run(config).execute()
+    except NonFiniteLossError as error:
+        raise ValueError(str(error)) from error
     if result.results:
         print(
             f"{result.results['selection']['verdict']}\nWritten to {result.folder}: pipeline, results.json, README.md, figures."
@@ -108,15 +112,17 @@ def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, An
 
 def _evaluate(options: argparse.Namespace, settings: list[str]) -> None:
     from .pipelines import FlowPipeline
-    from .results import RESULTS_VERSION, environment, write_json
+    from .results import RESULTS_VERSION, environment, public_name, write_json
     from .tables import metrics_table
     from .training.config import load_config
     from .training.evaluation import Evaluator
-    from .training.run import load_data, public_name
+    from .training.models import check_fits
+    from .training.run import load_data
 
     config = load_config(options.config, settings)
     pipeline = FlowPipeline.from_pretrained(options.pipeline)
     data = load_data(config)
+    check_fits(pipeline, options.pipeline, data)
     data.normalisation = pipeline.normalisation
     metrics = Evaluator(data, config.eval, config.seed, pipeline.shift).report(pipeline.velocity())
     print(metrics_table({public_name(options.pipeline): metrics}))
@@ -140,10 +146,13 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
     pipeline = FlowPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     is_png = options.out.endswith(".png")
+    if not options.out.endswith((".png", ".npy")):
+        raise ValueError(f"--out must end in .png (images) or .npy (anything), got {options.out!r}.")
     if is_png and not pipeline.description.get("is_image"):
         raise ValueError("the samples of this pipeline are not images: give --out a name that ends in .npy.")
     generator = torch.Generator().manual_seed(options.seed)
     call = {"class_labels": options.labels} if options.labels else {"batch_size": options.num}
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     samples: Any = pipeline(num_inference_steps=options.steps, generator=generator, output_type="pt", **call)[0]
     samples = samples.cpu()
     if is_png:
@@ -152,7 +161,7 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
         image_rows(
             {str(i): row for i, row in enumerate(unit.split(10))},
             Path(options.out),
-            [str(label) for label in options.labels or []][:10],
+            [str(label) for label in options.labels or []] if len(samples) <= 10 else (),
         )
     else:
         np.save(options.out, samples.numpy())

@@ -20,8 +20,14 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores", **versions}
 
 
+def public_name(path: str) -> str:
+    """A path as results and cards name it: a Hub id or a relative path as given, of an absolute path the last two parts."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically; numbers that are not finite become null."""
+    """Write JSON atomically, making its folder; numbers that are not finite become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_finite(content), indent=1) + "\n")
     os.replace(temporary, path)

@@ -48,6 +48,8 @@ def load_digits(config: DigitsConfig = DigitsConfig()) -> FlowData:
     for label in (*config.labels, *config.base_labels):
         if label not in range(10):
             raise ValueError(f"a digit is one of 0 to 9, got {label}.")
+    if config.train_size < 0:
+        raise ValueError(f"train_size must be at least 1, or 0 for all images, got {config.train_size}.")
     everything = digits_dataset()
     fractions = (config.validation, config.test, config.seed)
     target = select_labels(everything, "label", config.labels)

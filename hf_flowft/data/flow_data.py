@@ -90,9 +90,24 @@ class FlowData:
         column = self.condition_columns.get("class_labels")
         if column is None:
             return 0
-        return len(self.label_names) or 1 + max(
-            int(np.max(s.with_format("numpy")[column])) for s in self.splits.values()
-        )
+        return max(len(self.label_names), 1 + self.label_range[1])
+
+    @property
+    def label_range(self) -> tuple[int, int]:
+        """The smallest and the largest label in any split.  Raises: ValueError for labels that are not whole numbers >= 0."""
+        column = self.condition_columns["class_labels"]
+        labels = [_condition(split.with_format("numpy")[:][column], column) for split in self._columns(column)]
+        if any(x.is_floating_point() or x.ndim != 1 for x in labels):
+            raise ValueError(f"the label column {column!r} of {self.name!r} must hold one whole number a row.")
+        low, high = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
+        if low < 0:
+            raise ValueError(
+                f"the label column {column!r} of {self.name!r} holds {low}: labels are numbered from 0 (remove unlabelled rows)."
+            )
+        return low, high
+
+    def _columns(self, column: str) -> list[Dataset]:
+        return [split.select_columns([column]) for split in self.splits.values()]
 
     def rows(self, split: str, index: Sequence[int] | None = None) -> Batch:
         """Rows of a split (all without `index`), normalised, float32, on the CPU.
@@ -113,9 +128,23 @@ class FlowData:
             return dataset.with_format("numpy")[where]
         try:
             table = dataset[where]
-        except OSError as error:  # Pillow's UnidentifiedImageError and truncated files
-            raise ValueError(f"split {split!r} of {self.name!r} holds an unreadable image: {error}") from error
-        return {**table, self.sample_column: [self.decode(value) for value in table[self.sample_column]]}
+        except (OSError, SyntaxError) as error:  # Pillow's errors of unknown, truncated and broken files
+            row = next(row for row in where if not _is_readable(dataset, row))
+            raise ValueError(
+                f"row {row} of split {split!r} of {self.name!r} is an unreadable image: {error}"
+            ) from error
+        values = table[self.sample_column]
+        missing = [row for row, value in zip(where, values, strict=True) if value is None]
+        if missing:
+            raise ValueError(f"row {missing[0]} of split {split!r} of {self.name!r} has no image.")
+        return {**table, self.sample_column: [self.decode(value) for value in values]}
+
+
+def _is_readable(dataset: Dataset, row: int) -> bool:
+    try:
+        return bool(dataset[row])
+    except (OSError, SyntaxError):
+        return False
 
 
 def stack_samples(values: Any, event_shape: Sequence[int], where: Sequence[int], name: str) -> Tensor:
@@ -189,9 +218,11 @@ def split_dataset(
 ) -> dict[str, Dataset]:
     """`split_rows` applied; `prefix` "base_" names the base's splits; `train_size` > 0 keeps that many training rows.
 
-    Raises: ValueError when the training part is smaller than `train_size`.
+    Raises: ValueError when `train_size` is negative, or the training part is smaller.
     """
     parts = split_rows(len(dataset), validation, test, seed, name)
+    if train_size < 0:
+        raise ValueError(f"train_size must be at least 1, or 0 for all rows, got {train_size}.")
     if train_size > len(parts["train"]):
         raise ValueError(
             f"train_size is {train_size}, but only {len(parts['train'])} rows of {name} are left for training."
@@ -202,9 +233,13 @@ def split_dataset(
 
 
 def select_labels(dataset: Dataset, column: str, labels: Sequence[int]) -> Dataset:
-    """The rows whose label is one of `labels` (all rows when `labels` is empty)."""
+    """The rows whose label is one of `labels` (all rows when `labels` is empty).  Raises: ValueError when there is no label column."""
     if not labels:
         return dataset
+    if not column:
+        raise ValueError(
+            f"labels {list(labels)} were chosen, but no column holds labels: name it with data.label_column."
+        )
     values = np.asarray(dataset.with_format("numpy")[column])
     return dataset.select(np.flatnonzero(np.isin(values, list(labels))))
 

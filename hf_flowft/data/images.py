@@ -64,6 +64,10 @@ def load_images(config: ImagesConfig) -> FlowData:
     """
     if not config.path:
         raise ValueError("data.path must be given: a folder of images, a file, or the id of a data set on the Hub.")
+    if config.resolution < 1 or config.channels not in (1, 3):
+        raise ValueError(
+            f"data.resolution must be at least 1 and data.channels 1 or 3, got {config.resolution} and {config.channels}."
+        )
     dataset, facts = load_source(config.path, config.split, config.revision)
     require_columns(
         dataset, [config.image_column, *([config.label_column] if config.label_column else [])], config.path
@@ -77,7 +81,10 @@ def load_images(config: ImagesConfig) -> FlowData:
     splits = split_dataset(target, *fractions, train_size=config.train_size, name=config.path)
     if config.base_labels:
         splits |= split_dataset(
-            select_labels(dataset, config.label_column, config.base_labels), *fractions, prefix="base_"
+            select_labels(dataset, config.label_column, config.base_labels),
+            *fractions,
+            prefix="base_",
+            name="the base's labels",
         )
     label = dataset.features.get(config.label_column)
     return FlowData(

@@ -26,7 +26,7 @@ def load_source(path: str, split: str = "train", revision: str = "") -> tuple[Da
                 "source": local.name
             }
         if local.is_dir():
-            tables = sorted(f for f in local.rglob("*") if f.suffix in FILE_BUILDERS and f.name != "metadata.jsonl")
+            tables = sorted(f for f in local.rglob("*") if f.suffix in FILE_BUILDERS and f.stem != "metadata")
             if tables:
                 files = [str(f) for f in tables if f.suffix == tables[0].suffix]
                 return load_dataset(FILE_BUILDERS[tables[0].suffix], data_files=files, split="train"), {
@@ -39,6 +39,10 @@ def load_source(path: str, split: str = "train", revision: str = "") -> tuple[Da
         raise
     except Exception as error:  # datasets raises a dozen kinds; the user needs one sentence
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if local.exists():
+            raise ValueError(
+                f"cannot read the data set {path}: it is empty, broken or of another kind ({reason})."
+            ) from error
         raise ValueError(
             f"cannot load the data set {path!r}: no such file or folder here, and the Hub says: {reason}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,22 +48,50 @@ class VectorsConfig:
 
 def _read(config: VectorsConfig) -> tuple[Dataset, dict[str, str]]:
     if Path(config.path).suffix == ".npz":
-        with np.load(config.path, allow_pickle=False) as arrays:
-            missing = [column for column in (*config.columns, config.label_column) if column and column not in arrays]
-            if missing:
-                raise ValueError(f"{config.path} has no array {missing[0]!r}; its arrays are {', '.join(arrays)}.")
-            return Dataset.from_dict({key: arrays[key] for key in arrays}), {"source": Path(config.path).name}
+        wanted = [c for c in (*config.columns, *config.condition_columns, config.label_column) if c]
+        return Dataset.from_dict(_arrays(config.path, wanted)), {"source": Path(config.path).name}
     return load_source(config.path, config.split, config.revision)
 
 
+def _arrays(path: str, wanted: list[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which must have as many rows each."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [column for column in wanted if column not in file]
+            if missing:
+                raise ValueError(f"it has no array {missing[0]!r}, only {', '.join(file)}")
+            arrays = {column: file[column] for column in wanted}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read {path}: {error}.") from error
+    rows = {column: array.shape[:1] for column, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"the arrays of {path} must have one row a sample, but their lengths are {rows}.")
+    return arrays
+
+
 def _join(dataset: Dataset, columns: list[str], name: str) -> Dataset:
-    """One list-valued column `name` made of several columns."""
+    """One list-valued column `name` made of several columns.  Raises: ValueError for an empty table, or what are not finite numbers."""
     require_columns(dataset, columns, "the table")
-    table = dataset.with_format("numpy")[:]
-    parts = [np.asarray(table[column], dtype=np.float32).reshape(len(dataset), -1) for column in columns]
+    if len(dataset) == 0:
+        raise ValueError(f"the table is empty: its columns {', '.join(columns)} have no rows.")
+    parts = [_numbers(dataset, column) for column in columns]
+    bad = np.flatnonzero(~np.isfinite(np.concatenate(parts, axis=1)).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"row {bad[0]} of the table holds NaN, infinite or missing values in {', '.join(columns)} ({len(bad)} such rows); clean the data."
+        )
     return dataset.remove_columns([c for c in (name,) if c in dataset.column_names]).add_column(
         name, list(np.concatenate(parts, axis=1))
     )
+
+
+def _numbers(dataset: Dataset, column: str) -> np.ndarray:
+    """A column as float32 (rows, width)."""
+    values = dataset.select_columns([column]).with_format("numpy")[:][column]
+    try:
+        return np.asarray(values, dtype=np.float32).reshape(len(dataset), -1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the column {column!r} must hold numbers, as many in each row: {error}.") from error
 
 
 def load_vectors(config: VectorsConfig) -> FlowData:

@@ -48,6 +48,13 @@ def event_shape(config: Mapping[str, Any]) -> list[int]:
     return [config.get("in_channels", 3), height, width]
 
 
+def label_rows(model: ModelMixin) -> int:
+    """How many labels a network has an embedding for, "no label" included where it was built here; 0 without labels."""
+    if model.config.get("num_classes"):
+        return model.config["num_classes"] + 1
+    return model.config.get("num_class_embeds") or 0
+
+
 def _known(config: Mapping[str, Any]) -> str:
     name = config.get("_class_name")
     if name not in BASES:

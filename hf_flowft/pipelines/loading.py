@@ -9,6 +9,9 @@ from typing import Any
 import diffusers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ..models import VelocityMLP, ViscousFlowModel
 from ..schedulers import FlowODEScheduler, FlowSDEScheduler
@@ -81,11 +84,38 @@ def load_component(folder: Path, name: str, entry: Any, dtype: Any = None) -> An
             f"component {name!r} of {folder} is a {entry[1]!r}, which is not loaded here; known are {', '.join(KNOWN_CLASSES)}."
         )
     cls = KNOWN_CLASSES[entry[1]]
-    if not issubclass(cls, diffusers.ModelMixin):
-        return cls.from_pretrained(str(folder / name))
-    require_safe_weights(folder / name)
-    options = {} if dtype is None else {"torch_dtype": dtype}
-    return cls.from_pretrained(str(folder / name), use_safetensors=True, low_cpu_mem_usage=False, **options)
+    if not (folder / name).is_dir():
+        raise ValueError(f"{folder} is incomplete: it has no folder {name!r} for its {entry[1]}.")
+    try:
+        return _load(cls, folder / name, dtype)
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"cannot load the {entry[1]} in {folder / name}: {reason}") from error
+
+
+def _load(cls: Any, folder: Path, dtype: Any) -> Any:
+    """A component whose class is known; the path it came from is not kept, for it would be saved and published."""
+    if issubclass(cls, diffusers.ModelMixin):
+        require_safe_weights(folder)
+        options = {} if dtype is None else {"torch_dtype": dtype}
+        component, info = cls.from_pretrained(
+            str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
+        )
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if wrong:
+            raise ValueError(f"its weights are not those of its config ({len(wrong)} differ, such as {wrong[0]}).")
+    else:
+        component = cls.from_pretrained(str(folder))
+    component.register_to_config(_name_or_path="")
+    return component
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; nothing when there is none.  Raises: ValueError when it is broken."""
+    try:
+        return load_file(path) if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is broken: {error}.") from error
 
 
 def require_safe_weights(folder: Path) -> None:

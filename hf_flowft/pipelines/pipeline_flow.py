@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..conventions import output_from_velocity, sigma_from_timestep, t_from_sigma, time_grid
 from ..data import Normalisation
 from ..likelihood import log_likelihood
+from ..models.bases import label_rows
 from ..solvers import ADAPTIVE_METHODS, integrate, integrate_adaptive
 from ..velocity import GuidedVelocity, Velocity
-from .loading import load_component, read_index, resolve_folder
-from .output import FlowPipelineOutput, adaptive_method, check_names, check_output_type, to_pil
+from .inputs import adaptive_method, check_names, check_output_type, condition_tensors, grid_arguments, starting_noise
+from .loading import load_component, load_tensors, read_index, resolve_folder
+from .output import FlowPipelineOutput, to_pil
 
 CONDITIONS_FILE = "conditions.safetensors"
 MAX_CONDITIONS = 2048
@@ -56,7 +57,7 @@ class FlowPipeline(DiffusionPipeline):
     @property
     def description(self) -> dict[str, Any]:
         """The facts it was saved with."""
-        return self.config.description
+        return self.config.description or {}
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -121,10 +122,10 @@ class FlowPipeline(DiffusionPipeline):
         """
         output_type = check_output_type(output_type, self.event_shape, bool(self.description.get("is_image")))
         check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        given = self._condition(batch_size, class_labels, condition)
+        given = self._condition(batch_size if latents is None else len(latents), class_labels, condition)
         batch_size = len(next(iter(given.values()))) if given else batch_size
-        x = self._noise(batch_size, generator, latents)
         velocity = self.velocity(guidance_scale)
+        x = starting_noise((batch_size, *self.event_shape), generator, latents, self.device)
         if solver is not None:
             solution = integrate_adaptive(
                 velocity.field(given), x, (0.0, 1.0), adaptive_method(solver), rtol=rtol, atol=atol
@@ -143,13 +144,12 @@ class FlowPipeline(DiffusionPipeline):
             )
         samples = self._output(x, output_type)
         self.maybe_free_model_hooks()
-        return FlowPipelineOutput(samples, self._num_timesteps) if return_dict else (samples, self._num_timesteps)
+        evaluations = self._num_timesteps * (1 if guidance_scale == 1 else 2)
+        return FlowPipelineOutput(samples, evaluations) if return_dict else (samples, evaluations)
 
     def _denoise(self, velocity, x, given, num_steps, sigmas, generator, callback, callback_inputs) -> Tensor:  # type: ignore[no-untyped-def]
         """The scheduler's loop: one network evaluation a timestep."""
-        self.scheduler.set_timesteps(
-            **({"sigmas": list(sigmas)} if sigmas is not None else {"num_inference_steps": num_steps}), device=x.device
-        )
+        self.scheduler.set_timesteps(**grid_arguments(self.scheduler, num_steps, sigmas), device=x.device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         stochastic = (
@@ -178,7 +178,7 @@ class FlowPipeline(DiffusionPipeline):
     ) -> Tensor:
         """The noise that data points come from, by the reverse ODE: data units (batch, *event) -> noise (batch, *event)."""
         z = self.normalisation.apply(x.to(self.device, torch.float32))
-        given = self._condition(len(z), class_labels, condition)
+        given = self._condition_of(z, class_labels, condition)
         field = self.velocity().field(given)
         if solver in ADAPTIVE_METHODS:
             return integrate_adaptive(field, z, (1.0, 0.0), solver).x
@@ -200,7 +200,7 @@ class FlowPipeline(DiffusionPipeline):
         Args: `num_probes`: 0 for the exact trace, k for Hutchinson's estimate; by default exact up to 64 dimensions, 4 probes above.
         """
         z = self.normalisation.apply(x.to(self.device, torch.float32))
-        given = self._condition(len(z), class_labels, condition)
+        given = self._condition_of(z, class_labels, condition)
         if num_probes is None:
             num_probes = 0 if z[0].numel() <= 64 else 4
         times = time_grid(num_steps, self.shift)
@@ -225,26 +225,18 @@ class FlowPipeline(DiffusionPipeline):
         return GuidedVelocity(velocity, guidance_scale, null)
 
     def _condition(self, batch_size: int, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
-        given: dict[str, Tensor] = {}
-        if class_labels is not None:
-            labels = torch.as_tensor(class_labels, dtype=torch.int64)
-            given["class_labels"] = labels.expand(batch_size) if labels.ndim == 0 else labels
-        if condition is not None:
-            given["condition"] = torch.as_tensor(condition, dtype=torch.float32)
-        wanted = set(self.conditions)
-        if wanted and wanted != set(given):
-            raise ValueError(
-                f"this pipeline is conditioned on {sorted(wanted)}, got {sorted(given) or 'none of them'}."
-            )
+        given = condition_tensors(batch_size, class_labels, condition, self.conditions, label_rows(self.model))
         return {key: value.to(self.device) for key, value in given.items()}
 
-    def _noise(self, batch_size: int, generator: Any, latents: Tensor | None) -> Tensor:
-        shape = (batch_size, *self.event_shape)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
-        return latents.to(self.device, torch.float32)
+    def _condition_of(self, z: Tensor, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
+        if tuple(z.shape[1:]) != self.event_shape:
+            raise ValueError(f"samples of this pipeline have shape {self.event_shape}, got {tuple(z.shape[1:])}.")
+        given = self._condition(len(z), class_labels, condition)
+        if any(len(value) != len(z) for value in given.values()):
+            raise ValueError(
+                f"give one label or condition a sample: {len(z)} samples, got {[len(v) for v in given.values()]}."
+            )
+        return given
 
     def _output(self, x: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
         if output_type == "latent":
@@ -283,14 +275,18 @@ class FlowPipeline(DiffusionPipeline):
         """
         folder = resolve_folder(pretrained_model_name_or_path, revision, cache_dir, token)
         index = read_index(folder)
+        unknown = sorted(set(components) - {"model", "scheduler"})
+        if unknown:
+            raise ValueError(
+                f"from_pretrained knows no {unknown[0]!r}; it takes model, scheduler, dtype, revision, cache_dir and token."
+            )
         if index.get("_class_name") != cls.__name__:
             raise ValueError(f"{folder} holds a {index.get('_class_name')!r}, not a {cls.__name__}.")
         for name in ("model", "scheduler"):
             if name not in components:
                 components[name] = load_component(folder, name, index.get(name), dtype)
-        path = folder / CONDITIONS_FILE
         pipeline = cls(
-            **components, description=index.get("description"), conditions=load_file(path) if path.is_file() else None
+            **components, description=index.get("description"), conditions=load_tensors(folder / CONDITIONS_FILE)
         )
         pipeline.model.eval()
         return pipeline

@@ -231,6 +231,11 @@ class ConditionDropout:
     def __call__(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
         """The batch with some conditions dropped."""
         drop = shard.rows(torch.rand(len(batch) * shard.world_size, generator=generator) < self.probability)
+        missing = sorted(set(batch.condition) - set(self.null_condition))
+        if missing or not batch.condition:
+            raise ValueError(
+                f"condition_dropout needs conditions and a null value for each (null_condition), but has none for {missing or 'any'}."
+            )
         condition = {}
         for key, value in batch.condition.items():
             null = torch.full_like(value, self.null_condition[key])

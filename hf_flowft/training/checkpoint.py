@@ -91,10 +91,12 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / STATE_FILE).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE} is broken: {error}.") from error
-    if state.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has format version {state.get('format_version')}; this version reads {FORMAT_VERSION}."
-        )
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format version {version}; this version reads {FORMAT_VERSION}.")
+    missing = [key for key in ("step", "history", "selection", "identity", "files") if key not in state]
+    if missing:
+        raise CheckpointError(f"{folder / STATE_FILE} is broken: it says nothing of {', '.join(missing)}.")
     for name, digest in state["files"].items():
         path = folder / name
         if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -137,17 +138,24 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Merge nested settings in place. A section whose `name` changes starts afresh: its old keys belong to another kind."""
     for key, value in new.items():
         old = into.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+        if isinstance(old, dict) and isinstance(value, dict) and _same_name(old, value):
             _merge(old, value)
         else:
             into[key] = value if not isinstance(value, dict) else dict(value)
+
+
+def _same_name(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return "name" not in old or "name" not in new or old["name"] == new["name"]
 
 
 def build_config(settings: dict[str, Any]) -> RunConfig:
     """Typed settings from nested ones.  Raises: ValueError as `load_config`."""
     _require_known(settings, TOP_LEVEL, "")
     sections = {section: _typed(section, KINDS[section], settings.get(section)) for section in KINDS}
-    sections |= {section: _parse(section, kind, dict(settings.get(section) or {})) for section, kind in FIXED.items()}
+    sections |= {
+        section: _parse(section, kind, _mapping(section, settings.get(section) or {}))
+        for section, kind in FIXED.items()
+    }
     output_dir, seed = settings.get("output_dir", "runs/run"), settings.get("seed", 0)
     if not isinstance(output_dir, str) or not output_dir:
         raise ValueError(f"output_dir must be the name of a folder, got {output_dir!r}.")
@@ -159,7 +167,7 @@ def build_config(settings: dict[str, Any]) -> RunConfig:
 def _typed(section: str, kinds: dict[str, type], values: Any) -> Any:
     values = _mapping(section, values)
     name = values.pop("name", None)
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise ValueError(f"{section}.name must be one of {', '.join(kinds)}, got {name!r}.{_nearest(str(name), kinds)}")
     return _parse(section, kinds[name], values)
 
@@ -199,8 +207,16 @@ def print_settings() -> None:
 
 
 def _readable(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:600]
+    """jsonargparse's text in one line, types as a user would name them, with the nearest of the choices."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("Expected a ", "Expected ")
+    match = re.search(r"typing\.Literal\[(.*?)\]\. Got value: (.*)", text)
+    if match:
+        choices = [choice.strip(" '\"") for choice in match[1].split(",")]
+        text = (
+            f"{text[: match.start()]}one of {', '.join(choices)}. Got value: {match[2]}.{_nearest(match[2], choices)}"
+        )
+    return text[:600]
 
 
 def _require_fields(section: str, kind: type, values: dict[str, Any]) -> None:

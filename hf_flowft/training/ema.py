@@ -62,11 +62,16 @@ class EMA:
 
 @torch.no_grad()
 def copy_into(target: dict[str, Tensor] | dict[str, nn.Parameter], source: dict[str, Tensor]) -> None:
-    """Copy tensors by name.  Raises: ValueError when the names differ."""
+    """Copy tensors by name.  Raises: ValueError when names or shapes differ."""
     if set(target) != set(source):
         different = sorted(set(target) ^ set(source))
         raise ValueError(
             f"the saved tensors are not those of this model: {different[:5]} ({len(different)} names differ)."
         )
+    for name, tensor in target.items():
+        if tensor.shape != source[name].shape:
+            raise ValueError(
+                f"the saved tensor {name!r} has shape {tuple(source[name].shape)}, the model's {tuple(tensor.shape)}."
+            )
     for name, tensor in target.items():
         tensor.copy_(source[name])

@@ -103,6 +103,16 @@ class Evaluator:
             else "held_out_loss"
         )
 
+    @property
+    def selection_split(self) -> str:
+        """The split that selects the model: the training data itself where nothing is held out for it."""
+        return "validation" if "validation" in self.data.splits else "train"
+
+    @property
+    def test_split(self) -> str:
+        """The split of the reported numbers: the one that selected, where no other is held out."""
+        return "test" if "test" in self.data.splits else self.selection_split
+
     def held_out(self, split: str) -> Batch:
         """The rows a split is judged on (at most `max_samples`, in order)."""
         if split not in self._held_out:
@@ -136,7 +146,7 @@ class Evaluator:
 
     def score(self, velocity: Velocity, step: int) -> Score:
         """The selection metric on the validation splits."""
-        target = self._mean_over_steps(velocity, "validation" if "validation" in self.data.splits else "train")
+        target = self._mean_over_steps(velocity, self.selection_split)
         base = self._mean_over_steps(velocity, "base_validation") if "base_validation" in self.data.splits else []
         return Score(step, target, base)
 
@@ -149,11 +159,10 @@ class Evaluator:
 
     def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
         """Every number of the report, on the test splits: name -> value, stderr, count, direction."""
-        test = "test" if "test" in self.data.splits else "validation"
-        metrics = self._curve(velocity, test, "target")
+        metrics = self._curve(velocity, self.test_split, "target")
         if "base_test" in self.data.splits:
             metrics |= self._curve(velocity, "base_test", "base_domain")
-        return {**metrics, **self._flow_numbers(velocity, test)}
+        return {**metrics, **self._flow_numbers(velocity, self.test_split)}
 
     def _curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
         count = len(self.held_out(split))

@@ -10,6 +10,7 @@ from diffusers import ModelMixin, UNet2DModel
 
 from ..data import FlowData
 from ..models import VelocityMLP, ViscousFlowModel
+from ..models.bases import label_rows
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
@@ -110,6 +111,8 @@ class PretrainedConfig:
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
         """The pipeline's model, ready to be trained."""
         base = load_base(self.path, self.revision, data)
+        if isinstance(base.model, ViscousFlowModel):
+            base.model.unfreeze_base()
         return Trainee(base.model.requires_grad_(True), base.scheduler, base)
 
 
@@ -146,7 +149,7 @@ class ViscosityConfig:
             model = ViscousFlowModel.from_base(
                 base.model,
                 event_shape=list(data.event_shape),
-                num_classes=num_classes,
+                num_classes=max(label_rows(base.model) - 1, 0),
                 condition_dim=0 if condition is None else condition.shape[1],
                 **options,
             )
@@ -164,11 +167,17 @@ MODELS: dict[str, type] = {
 def load_base(path: str, revision: str, data: FlowData) -> FlowPipeline:
     """The pretrained pipeline, checked against the data.
 
-    Raises: ValueError when no path is given, or when the data have another shape or normalisation than the model was trained with.
+    Raises: ValueError when no path is given, or when the data have another shape, other conditions or more labels than the model.
     """
     if not path:
         raise ValueError("model.path must name the pretrained pipeline: a folder, or a repository on the Hub.")
     base = FlowPipeline.from_pretrained(path, revision=revision or None)
+    check_fits(base, path, data)
+    return base
+
+
+def check_fits(base: FlowPipeline, path: str, data: FlowData) -> None:
+    """Raises: ValueError when a pipeline cannot be trained or judged on the data, naming what differs."""
     if base.event_shape != data.event_shape:
         raise ValueError(
             f"the model at {path} makes samples of shape {base.event_shape}, but the data have shape {data.event_shape}."
@@ -177,7 +186,18 @@ def load_base(path: str, revision: str, data: FlowData) -> FlowPipeline:
         raise ValueError(
             f"the model at {path} is conditioned on {sorted(base.conditions)}, but the data give {sorted(data.condition_columns) or 'no conditions'}."
         )
-    return base
+    if "class_labels" not in data.condition_columns:
+        return
+    null = (base.description.get("null_condition") or {}).get("class_labels")
+    known = int(null) if null is not None else base.model.config.get("num_classes") or label_rows(base.model)
+    if not known:
+        raise ValueError(f"the model at {path} takes no labels, but the data give some: train without them.")
+    low, high = data.label_range
+    if high >= known:
+        raise ValueError(
+            f"the model at {path} knows the labels 0 to {known - 1}, but the data have {low} to {high}: choose data.labels among "
+            "those, renumber the labels, or pretrain a model with more."
+        )
 
 
 def _seeded(seed: int, cls: type, **options: Any) -> ModelMixin:

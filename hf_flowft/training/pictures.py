@@ -26,8 +26,8 @@ NUM_POINTS = 2000
 
 
 def pictured(data: FlowData, seed: int) -> Batch:
-    """The conditions shown in pictures, with fixed noise: one sample a label where there are labels."""
-    if "class_labels" in data.condition_columns:
+    """The conditions shown in pictures, with fixed noise: of images with labels one a label, else those of the first rows."""
+    if _one_a_label(data):
         labels = torch.arange(min(data.num_classes, NUM_IMAGES))
         x_1, condition = torch.empty(len(labels), *data.event_shape), {"class_labels": labels}
     else:
@@ -35,6 +35,10 @@ def pictured(data: FlowData, seed: int) -> Batch:
         rows = data.rows("train", range(size))
         x_1, condition = rows.x_1, rows.condition
     return Batch(x_1, condition, x_0=torch.randn(x_1.shape, generator=keyed_generator(seed, "pictures")))
+
+
+def _one_a_label(data: FlowData) -> bool:
+    return data.is_image and set(data.condition_columns) == {"class_labels"}
 
 
 def pictured_samples(velocity: Velocity, batch: Batch, num_steps: int, shift: float = 1.0) -> Tensor:
@@ -76,7 +80,7 @@ class SamplePictures(Callback):
 def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str) -> None:
     """Rows of images, or panels of points."""
     if data.is_image:
-        names = data.label_names[:NUM_IMAGES] if "class_labels" in data.condition_columns else ()
+        names = data.label_names[:NUM_IMAGES] if _one_a_label(data) else ()
         figures.image_rows({name: to_unit(x, data) for name, x in rows.items()}, path, names, title)
     else:
         figures.scatter_panels({name: data.normalisation.undo(x) for name, x in rows.items()}, path, title=title)

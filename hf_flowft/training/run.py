@@ -15,16 +15,17 @@ from ..cards import render_card
 from ..data import DATA, FlowData
 from ..data.flow_data import describe
 from ..models import ViscousFlowModel
+from ..models.bases import label_rows
 from ..objectives import Objective, ObjectiveContext
 from ..pairs import PairBuilder
 from ..pipelines import FlowPipeline, describe_data
 from ..randomness import keyed_generator
-from ..results import RESULTS_VERSION, environment, write_json
+from ..results import RESULTS_VERSION, environment, public_name, write_json
 from ..velocity import FrozenVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
-from .checkpoint import CheckpointError, check_same_run
-from .config import RunConfig
+from .checkpoint import check_same_run
+from .config import RunConfig, read_yaml
 from .models import Trainee
 from .pictures import SamplePictures, run_figures
 from .trainer import FlowTrainer, TrainResult
@@ -54,7 +55,7 @@ class Run:
         if self.base is not None:
             self.data.normalisation = self.base.normalisation
         self.reference = FrozenVelocity(self.base.model) if self.base is not None else None
-        prepare_folder(self.folder, config)
+        check_folder(self.folder, config)
         self.objective: Objective = config.objective.build(self._context())
         self.trainer = FlowTrainer(
             self.trainee.model,
@@ -70,6 +71,7 @@ class Run:
             callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed)),
             identity=config.as_dict(),
         )
+        write_config(self.folder, config)
 
     @property
     def shift(self) -> float:
@@ -78,10 +80,10 @@ class Run:
 
     @property
     def null_condition(self) -> dict[str, float]:
-        """What stands for "no condition": the label after the last, or a vector of zeros."""
-        return {
-            key: float(self.data.num_classes) if key == "class_labels" else 0.0 for key in self.data.condition_columns
-        }
+        """What stands for "no condition": what the base was trained with, or the label after the last and a vector of zeros."""
+        known = self.base.description.get("null_condition") if self.base is not None else None
+        last = float(label_rows(self.trainee.model) - 1)
+        return known or {key: last if key == "class_labels" else 0.0 for key in self.data.condition_columns}
 
     @property
     def coupling(self) -> str:
@@ -187,16 +189,19 @@ class Run:
             "base": public_name(self.config.model.path) if self.base is not None else "",
             "data": dict(describe(self.data)),
             "conditions": sorted(self.data.condition_columns),
+            "num_classes": self.data.num_classes,
             "seed": self.config.seed,
             "selection": {
+                **result.selection.state(),
                 "metric": evaluator.metric_name,
+                "split": evaluator.selection_split,
                 "best_step": result.step,
                 "improved": result.improved,
                 "verdict": result.verdict
                 if self.base is not None
                 else result.verdict.replace("the base", "the untrained network"),
-                **result.selection.state(),
             },
+            "test_split": evaluator.test_split,
             "metrics": metrics,
             "train": {"steps": self.trainer.step, "seconds": seconds, "history": result.history},
             "certificate": _certificate(result.model),
@@ -213,35 +218,38 @@ def _cycled(x: torch.Tensor, size: int) -> torch.Tensor:
     return x.repeat(-(-size // len(x)), *[1] * (x.ndim - 1))[:size]
 
 
-def public_name(path: str) -> str:
-    """The base as results and cards name it: a Hub id or a relative path as given, of an absolute path the last two parts."""
-    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
-
-
 def load_data(config: RunConfig) -> FlowData:
     """The data a run names."""
     load = next(load for kind, load in DATA.values() if kind is type(config.data))
     return load(config.data)
 
 
-def prepare_folder(folder: Path, config: RunConfig) -> None:
-    """Make the run folder and write config.yaml into it.
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Make the run folder where there is none.
 
-    Raises: ValueError when it cannot be written, is not empty, or (when resuming) belongs to a run with other settings.
+    Raises: ValueError when it cannot be made, holds more than a config.yaml, or (when resuming) belongs to a run with other settings.
     """
     resuming = bool(config.train.resume_from_checkpoint)
     existing = folder / "config.yaml"
-    if folder.is_dir() and any(folder.iterdir()) and not resuming:
+    if folder.is_dir() and not resuming and any(path != existing for path in folder.iterdir()):
         raise ValueError(
             f"the output folder {folder} is not empty: choose another output_dir, resume with --train.resume_from_checkpoint latest, or delete it."
         )
     if resuming and existing.is_file():
-        try:
-            check_same_run(yaml.safe_load(existing.read_text()), config.as_dict(), folder)
-        except CheckpointError as error:
-            raise ValueError(str(error)) from error
+        check_same_run(read_yaml(existing), config.as_dict(), folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        existing.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
     except OSError as error:
-        raise ValueError(f"cannot write to the output folder {folder}: {error.strerror}.") from error
+        raise ValueError(
+            f"cannot make the output folder {folder}: {error.strerror}; choose another output_dir."
+        ) from error
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write config.yaml, once everything fits together.  Raises: ValueError when the folder cannot be written to."""
+    try:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the output folder {folder}: {error.strerror}; choose another output_dir."
+        ) from error

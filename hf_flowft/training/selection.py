@@ -23,9 +23,9 @@ class Selection:
     best: Score = None
 
     def add(self, score: Score) -> bool:
-        """Enter a candidate; True when it is the best so far (the base, entered first, always is)."""
+        """Enter a candidate; True when it is the best so far (the base, entered first, always is; any number beats none)."""
         self.scores.append(score)
-        if self.best is None or (self.eligible(score) and score.value < self.best.value):
+        if self.best is None or (self.eligible(score) and not score.value >= self.best.value):
             self.best = score
             return True
         return False
@@ -52,6 +52,8 @@ class Selection:
     @property
     def improved(self) -> bool:
         """Whether the best candidate beats the base by more than `min_delta` standard errors."""
+        if not math.isfinite(self.base.value):
+            return self.best is not self.base
         gain, error = self.improvement()
         return self.best is not self.base and gain > self.config.min_delta * error
 

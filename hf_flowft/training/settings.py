@@ -128,6 +128,9 @@ class EvalConfig:
         for key in ("every", "num_repeats", "max_samples", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"eval.{key} must be at least 1, got {getattr(self, key)}.")
+        for key in ("min_delta", "patience"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"eval.{key} must be >= 0, got {getattr(self, key)}.")
         if self.forgetting_limit < 0 or (0 < self.forgetting_limit < 1):
             raise ValueError(f"eval.forgetting_limit is a factor >= 1 (or 0 for none), got {self.forgetting_limit}.")
         if self.metric not in METRIC_NAMES:

@@ -171,18 +171,17 @@ class FlowTrainer:
                 loss, logs = self.train_step(micro.to(self.accelerator.device), self.step, generator)
                 self.accelerator.backward(loss / parts)
             total += loss.item() / parts
-        norm = None
-        if self.config.max_grad_norm:
-            norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm)
+        limit = self.config.max_grad_norm or math.inf  # without a limit the norm is still looked at
+        norm = self.accelerator.clip_grad_norm_(self.trained.values(), limit)
         self._require_finite(total, norm)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.step)
         return {"loss": total, **logs}
 
-    def _require_finite(self, loss: float, norm: Tensor | None) -> None:
+    def _require_finite(self, loss: float, norm: Tensor) -> None:
         scaled = self.config.mixed_precision == "fp16"  # the gradient scaler skips steps whose gradients overflow
-        if not self._anywhere(not math.isfinite(loss if norm is None or scaled else loss + 0 * float(norm))):
+        if not self._anywhere(not math.isfinite(loss if scaled else loss + 0 * float(norm))):
             return
         self.save_checkpoint()
         rows = self.order.rows(self.step)[:8].tolist()
