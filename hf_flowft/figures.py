@@ -44,16 +44,18 @@ def image_rows(rows: dict[str, Tensor], path: Path, column_names: Sequence[str] 
         for column, image in enumerate(images.clamp(0, 1).permute(0, 2, 3, 1).numpy()):
             top, left = row * (height + gap), column * (width + gap)
             mosaic[top : top + height, left : left + width] = image
-    figure = _figure(0.62 * columns + 2.4, 0.62 * len(rows) + (0.5 if title else 0.2))
+    figure = new_figure(0.62 * columns + 2.4, 0.62 * len(rows) + (0.5 if title else 0.2))
     axis = figure.subplots()
     axis.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axis.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(len(rows))], list(rows), fontsize=9)
-    axis.set_xticks([column * (width + gap) + width / 2 - 0.5 for column in range(len(column_names))], column_names, fontsize=9)
+    axis.set_xticks(
+        [column * (width + gap) + width / 2 - 0.5 for column in range(len(column_names))], column_names, fontsize=9
+    )
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     if title:
         axis.set_title(title, fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def scatter_panels(
@@ -105,6 +107,10 @@ def curves(
             name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#444444"
         )
     _decorate(axis, xlabel, ylabel, title, log_x, log_y)
+    ticks = sorted({value for x, _ in series.values() for value in x})
+    if log_x and len(ticks) <= 8:
+        axis.set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
+        axis.set_xticks([], minor=True)
     return save_figure(figure, path)
 
 
@@ -136,4 +142,4 @@ def _decorate(axis: Any, xlabel: str, ylabel: str, title: str, log_x: bool, log_
     if title:
         axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.25, which="both", linewidth=0.5)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from .. import figures
+from ..batch import Batch
 from ..pipelines import FlowPipeline
+from ..randomness import keyed_generator
 from ..results import RESULTS_VERSION, environment, write_json
 from ..tables import markdown_table, number
 from ..training.config import RunConfig
@@ -58,9 +60,13 @@ def main(out: Path, quick: bool = False) -> None:
     table = comparison_table(results)
     (out / "table.md").write_text(table + "\n")
     draw(out / "figures", base, runs, base_config)
-    print(f"\n{table}\n\nEnergy distance to held-out images within labels, lower is better (mean ± standard error over noise draws).")
+    print(
+        f"\n{table}\n\nEnergy distance to held-out images within labels, lower is better (mean ± standard error over noise draws)."
+    )
     show_recipe(runs[RECIPE].folder / "pipeline")
-    print(f"Pictures: {out / 'figures'}. Each method's pipeline, card and numbers: {out}/*. {time.perf_counter() - started:.0f} s.")
+    print(
+        f"Pictures: {out / 'figures'}. Each method's pipeline, card and numbers: {out}/*. {time.perf_counter() - started:.0f} s."
+    )
 
 
 def config_of(name: str, out: Path, quick: bool) -> RunConfig:
@@ -77,12 +83,18 @@ def config_of(name: str, out: Path, quick: bool) -> RunConfig:
 def collect(base: RunResult, runs: dict[str, RunResult]) -> dict[str, Any]:
     """One results file for the study: each method's metrics on the test split, its curve, its seconds."""
     first = next(iter(runs.values())).results
-    models = {"base": first["metrics"]["base"], **{name: run.results["metrics"]["result"] for name, run in runs.items()}}
+    models = {
+        "base": first["metrics"]["base"],
+        **{name: run.results["metrics"]["result"] for name, run in runs.items()},
+    }
     return {
         "format_version": RESULTS_VERSION,
         "name": "digits",
         "metrics": models,
-        "seconds": {"base": base.results["train"]["seconds"], **{name: run.results["train"]["seconds"] for name, run in runs.items()}},
+        "seconds": {
+            "base": base.results["train"]["seconds"],
+            **{name: run.results["train"]["seconds"] for name, run in runs.items()},
+        },
         "best_step": {name: run.results["selection"]["best_step"] for name, run in runs.items()},
         "verdicts": {name: run.results["selection"]["verdict"] for name, run in runs.items()},
         "data": first["data"],
@@ -109,26 +121,49 @@ def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunC
         return to_unit(pictured_samples(pipeline.velocity(), batch, num_steps), data)
 
     every = {"base": base.pipeline, **{name: run.pipeline for name, run in runs.items()}}
-    figures.image_rows({name: row(p, 16) for name, p in every.items()}, folder / "samples_16_steps.png", data.label_names, "sixteen steps")
-    figures.image_rows({name: row(p, 1) for name, p in every.items()}, folder / "samples_1_step.png", data.label_names, "one step")
+    figures.image_rows(
+        {name: row(p, 16) for name, p in every.items()},
+        folder / "samples_16_steps.png",
+        data.label_names,
+        "sixteen steps",
+    )
+    figures.image_rows(
+        {name: row(p, 1) for name, p in every.items()}, folder / "samples_1_step.png", data.label_names, "one step"
+    )
+    twice = pictured_twice(batch, config.seed)
+
+    def wide(run: RunResult, num_steps: int) -> torch.Tensor:
+        return to_unit(pictured_samples(run.pipeline.velocity(), twice, num_steps), data)
+
     story = {
-        "base, 16 steps": row(base.pipeline, 16),
-        "plain fine-tuning, 16 steps": row(runs["plain"].pipeline, 16),
-        "GFT with replay, 16 steps": row(runs["GFT, replay"].pipeline, 16),
-        "GFT with replay, 1 step": row(runs["GFT, replay"].pipeline, 1),
-        "... then MLE on itself, 1 step": row(runs[RECIPE].pipeline, 1),
-        "... then MLE on itself, 2 steps": row(runs[RECIPE].pipeline, 2),
+        "base, 16 steps": wide(base, 16),
+        "plain fine-tuning, 16 steps": wide(runs["plain"], 16),
+        "GFT with replay, 16 steps": wide(runs["GFT, replay"], 16),
+        "GFT with replay, 1 step": wide(runs["GFT, replay"], 1),
+        "... then MLE on itself, 1 step": wide(runs[RECIPE], 1),
+        "... then MLE on itself, 2 steps": wide(runs[RECIPE], 2),
     }
-    title = "Pretrained on 0-4, fine-tuned on 100 images of 5-9: one noise for each column"
-    figures.image_rows(story, folder / "story.png", data.label_names, title)
+    title = "Pretrained on 0 to 4, then 100 images of 5 to 9; each column has one noise"
+    figures.image_rows(
+        story, folder / "story.png", [data.label_names[i] for i in twice.condition["class_labels"]], title
+    )
     draw_curves(folder, runs)
+
+
+def pictured_twice(batch: Batch, seed: int) -> Batch:
+    """Every label of a picture twice, with noise of its own."""
+    labels = batch.condition["class_labels"].repeat_interleave(2)
+    x_0 = torch.randn(len(labels), *batch.x_1.shape[1:], generator=keyed_generator(seed, "story"))
+    return Batch(x_0, {"class_labels": labels}, x_0=x_0)
 
 
 def draw_curves(folder: Path, runs: dict[str, RunResult]) -> None:
     """Loss over steps, target against forgetting over the run, quality against the number of solver steps."""
     history = {name: run.results["train"]["history"] for name, run in runs.items()}
     loss = {name: ([e["step"] for e in h], [e["loss"] for e in h]) for name, h in history.items()}
-    figures.curves(loss, folder / "loss.png", xlabel="step", ylabel="training loss (of each method's own kind)", log_y=True)
+    figures.curves(
+        loss, folder / "loss.png", xlabel="step", ylabel="training loss (of each method's own kind)", log_y=True
+    )
     traces = {}
     for name in (n for n in runs if n != RECIPE):
         scores = runs[name].results["selection"]["scores"]
@@ -149,14 +184,25 @@ def draw_curves(folder: Path, runs: dict[str, RunResult]) -> None:
             series[name] = (sorted(points), [max(points[n]["value"], 1e-3) for n in sorted(points)])
             errors[name] = [points[n]["stderr"] for n in sorted(points)]
         path = folder / f"steps_{title.split()[0]}.png"
-        figures.curves(series, path, xlabel="solver steps", ylabel="energy distance (test)", title=title, log_x=True, log_y=True, errors=errors)
+        figures.curves(
+            series,
+            path,
+            xlabel="solver steps",
+            ylabel="energy distance (test)",
+            title=title,
+            log_x=True,
+            log_y=True,
+            errors=errors,
+        )
 
 
 def show_recipe(folder: Path) -> None:
     """Load the recommended pipeline back from its folder and draw from it, as a user would."""
     pipeline = FlowPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    sample: Any = pipeline(class_labels=[7], num_inference_steps=1, output_type="np", generator=torch.Generator().manual_seed(0))[0]
+    sample: Any = pipeline(
+        class_labels=[7], num_inference_steps=1, output_type="np", generator=torch.Generator().manual_seed(0)
+    )[0]
     print("\nLoaded back with FlowPipeline.from_pretrained; a seven in one step:")
     for line in sample[0, 0]:
         print("   " + "".join(" .:-=+*#%@"[min(9, max(0, int(value / 16 * 9.99)))] * 2 for value in line))
