@@ -107,7 +107,7 @@ class FlowPipeline(DiffusionPipeline):
         """Draw samples.
 
         Args:
-            batch_size: number of samples, when no labels or conditions say it.
+            batch_size: number of samples, when no latents, labels or conditions say it.
             class_labels: one label for all, or one a sample.
             condition: (batch, condition_dim) vectors.
             guidance_scale: classifier-free guidance; 1 is off, other values need a model trained with dropped conditions.
@@ -122,7 +122,8 @@ class FlowPipeline(DiffusionPipeline):
         """
         output_type = check_output_type(output_type, self.event_shape, bool(self.description.get("is_image")))
         check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        given = self._condition(batch_size if latents is None else len(latents), class_labels, condition)
+        batch_size = batch_size if latents is None else len(latents)
+        given = self._condition(batch_size, class_labels, condition)
         batch_size = len(next(iter(given.values()))) if given else batch_size
         velocity = self.velocity(guidance_scale)
         x = starting_noise((batch_size, *self.event_shape), generator, latents, self.device)
