@@ -1,0 +1,71 @@
+"""The README keeps its word: short commands and examples run (with few steps), long ones are parsed, links and numbers exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"<!-- test: (run|parse) -->\n```(bash|python)\n(.*?)```", re.DOTALL)
+BLOCKS = BLOCK.findall(TEXT)
+FEW = "--train.num_steps=2 --eval.every=2 --eval.num_repeats=2 --eval.report_num_steps=[1,2] --train.batch_size=16 --train.log_every=1"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder like a clone, to run commands in."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "scripts"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(command, place):
+    """Run a command as a user would, offline, in the given folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_every_block_says_how_it_is_tested():
+    """No command or example escapes the test."""
+    assert len(BLOCKS) == len(re.findall(r"^```(?:bash|python)$", TEXT, re.MULTILINE))
+    assert {kind for kind, _, _ in BLOCKS} == {"run", "parse"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code", [code for kind, language, code in BLOCKS if (kind, language) == ("run", "python")], ids=["example", "own"]
+)
+def test_examples_run(code, place):
+    """The Python examples run as they stand, but for the number of steps."""
+    run([sys.executable, "-c", re.sub(r"num_steps=\d{3,}", "num_steps=2", code)], place)
+
+
+@pytest.mark.slow
+def test_commands_run(place):
+    """The commands run in their order, trainings for two steps."""
+    (commands,) = [code for kind, language, code in BLOCKS if (kind, language) == ("run", "bash")]
+    for line in commands.strip().splitlines():
+        few = f" {FEW}" if "--config" in line and "evaluate" not in line else ""
+        small = " --pairs.num_pairs=64" if "finetune_mle" in line else ""
+        run((line + few + small).split(), place)
+
+
+def test_make_targets_exist():
+    """What is only parsed is a make target that exists."""
+    for line in "".join(code for kind, _, code in BLOCKS if kind == "parse").split("\n"):
+        if line:
+            assert re.fullmatch(r"make [a-z-]+", line), line
+            assert re.search(rf"^{line.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_lead_somewhere():
+    """Files and pictures the README names are in the repository."""
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
