@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ..data import DATA
 from ..objectives import OBJECTIVES
@@ -91,7 +92,7 @@ def load_config(
     """
     settings: dict[str, Any] = {}
     for source in (defaults or {}, read_yaml(path) if path else {}, parse_overrides(overrides)):
-        _merge(settings, source)
+        _merge(settings, copy.deepcopy(source))
     return build_config(settings)
 
 
@@ -197,13 +198,19 @@ def section_parser(section: str, kind: type) -> ArgumentParser:
 
 def print_settings() -> None:
     """Every setting of every section, with its documentation and default."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     for section, kinds in KINDS.items():
         for name, kind in kinds.items():
             print(f"\n== {section}, with name: {name}")
-            section_parser(section, kind).print_help()
+            _print_section(section, kind)
     for section, kind in FIXED.items():
         print(f"\n== {section}")
-        section_parser(section, kind).print_help()
+        _print_section(section, kind)
+
+
+def _print_section(section: str, kind: type) -> None:
+    text = section_parser(section, kind).format_help().partition("\n\n")[2]  # after the help of help itself
+    print(re.sub(r"  --[\w.]+ CONFIG\s+Path to a configuration file\.\n|, --[\w.]+\+ \[ITEM,\.\.\.\]", "", text))
 
 
 def _readable(error: Exception) -> str:
