@@ -123,6 +123,11 @@ class FlowData:
         condition = {key: _condition(table[column], column) for key, column in self.condition_columns.items()}
         return Batch(self.normalisation.apply(samples), condition)
 
+    def conditions(self, split: str) -> dict[str, Tensor]:
+        """The conditions of a whole split, without reading its samples."""
+        dataset = self.splits[split].with_format("numpy")
+        return {key: _condition(dataset[column][:], column) for key, column in self.condition_columns.items()}
+
     def _read(self, dataset: Dataset, where: Sequence[int], split: str) -> dict[str, Any]:
         if self.decode is None:
             return dataset.with_format("numpy")[where]

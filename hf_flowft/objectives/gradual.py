@@ -21,7 +21,7 @@ from .flow_matching import FlowMatchingObjective, Weighting
 PAPER = Paper(
     "Gradual Fine-Tuning for Flow Matching Models",
     "2601.22495",
-    "@article{thorkelsdottir2026gradual, title={Gradual Fine-Tuning for Flow Matching Models}, author={Thorkelsdottir and Banerjee}, "
+    "@article{thorkelsdottir2026gradual, title={Gradual Fine-Tuning for Flow Matching Models}, author={Thorkelsdottir, Gudrun and Banerjee, Arindam}, "
     "journal={arXiv preprint arXiv:2601.22495}, year={2026}}",
 )
 

@@ -16,11 +16,12 @@ from ..data import DATA, FlowData
 from ..data.flow_data import describe
 from ..models import ViscousFlowModel
 from ..models.bases import label_rows
-from ..objectives import Objective, ObjectiveContext
+from ..objectives import Objective, ObjectiveContext, ReconstructionConfig
 from ..pairs import PairBuilder
-from ..pipelines import FlowPipeline, describe_data
+from ..pipelines import MAX_CONDITIONS, FlowPipeline, describe_data
 from ..randomness import keyed_generator
 from ..results import RESULTS_VERSION, environment, public_name, write_json
+from ..sampling import draw_rows
 from ..velocity import FrozenVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
@@ -86,22 +87,28 @@ class Run:
         return known or {key: last if key == "class_labels" else 0.0 for key in self.data.condition_columns}
 
     @property
+    def base_coupling(self) -> str:
+        """The coupling the base was trained with, as it says itself."""
+        return self.base.description.get("coupling", "unknown") if self.base is not None else "unknown"
+
+    @property
     def coupling(self) -> str:
-        """The coupling the result will have been trained with, for its description: a base stays what it was only under the same one."""
-        trained = (
-            self.config.objective.coupling if hasattr(self.config.objective, "coupling") else self.config.pairs.name
+        """The coupling a changed model has been trained with: the base's only where this run kept to it."""
+        objective = self.config.objective
+        trained = self.config.pairs.name if isinstance(objective, ReconstructionConfig) else objective.coupling
+        return (
+            trained if self.base is None or trained == self.base_coupling else f"{self.base_coupling}, then {trained}"
         )
-        before = self.base.description.get("coupling", "unknown") if self.base is not None else trained
-        return trained if trained == before else f"{before}, then {trained}"
 
     def _context(self) -> ObjectiveContext:
-        needs_variance = getattr(self.config.objective, "covariance", "") == "diagonal"
+        objective = self.config.objective
+        needs_variance = isinstance(objective, ReconstructionConfig) and objective.covariance == "diagonal"
         return ObjectiveContext(
             event_shape=self.data.event_shape,
             num_steps=self.config.train.num_steps,
             reference=self.reference,
             conditions=self.base.conditions if self.base is not None else {},
-            base_coupling=self.base.description.get("coupling", "unknown") if self.base is not None else "unknown",
+            base_coupling=self.base_coupling,
             temperature=self.config.train.temperature,
             pairs=self.config.pairs,
             shift=self.shift,
@@ -128,7 +135,7 @@ class Run:
 
     def _all_conditions(self) -> dict[str, torch.Tensor]:
         """The base's own conditions and the training set's, as many of each: what the result is meant to serve."""
-        new = self.data.rows("train").condition
+        new = self.data.conditions("train")
         old = self.base.conditions if self.base is not None else {}
         if not old or not new:
             return new or old
@@ -153,25 +160,17 @@ class Run:
         return RunResult(pipeline, results, self.folder)
 
     def _pipeline(self, result: TrainResult) -> FlowPipeline:
+        """The result with what is known of it; a base that nothing beat keeps its own description and conditions."""
+        if self.base is not None and not result.improved:
+            return FlowPipeline(result.model, self.trainee.scheduler, self.base.description, self.base.conditions)
         description = describe_data(self.data, self.coupling)
-        if self.config.train.condition_dropout or (
-            self.base is not None and self.base.description.get("null_condition")
-        ):
+        known = self.base.description if self.base is not None else {}
+        if self.config.train.condition_dropout or "null_condition" in known:
             description["null_condition"] = self.null_condition
-        if self.base is not None:
-            description = {
-                **description,
-                "value_range": self.base.description.get("value_range", description["value_range"]),
-            }
-        conditions = self._all_conditions()
-        order = (
-            torch.randperm(len(next(iter(conditions.values()))), generator=keyed_generator(self.config.seed, "kept"))
-            if conditions
-            else None
-        )
-        return FlowPipeline(
-            result.model, self.trainee.scheduler, description, {key: value[order] for key, value in conditions.items()}
-        )
+        if "value_range" in known:
+            description["value_range"] = known["value_range"]
+        conditions = draw_rows(self._all_conditions(), MAX_CONDITIONS, keyed_generator(self.config.seed, "kept"))
+        return FlowPipeline(result.model, self.trainee.scheduler, description, conditions)
 
     def _models(self, result: TrainResult) -> dict[str, Velocity]:
         """The fields that are compared: the base, where there is one, and the result."""
@@ -197,9 +196,7 @@ class Run:
                 "split": evaluator.selection_split,
                 "best_step": result.step,
                 "improved": result.improved,
-                "verdict": result.verdict
-                if self.base is not None
-                else result.verdict.replace("the base", "the untrained network"),
+                "verdict": self._verdict(result),
             },
             "test_split": evaluator.test_split,
             "metrics": metrics,
@@ -208,6 +205,9 @@ class Run:
             "environment": environment(),
             "figures": [],
         }
+
+    def _verdict(self, result: TrainResult) -> str:
+        return result.verdict if self.base is not None else result.verdict.replace("the base", "the untrained network")
 
 
 def _certificate(model: torch.nn.Module) -> list[str]:
