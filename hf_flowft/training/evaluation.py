@@ -53,11 +53,13 @@ def mean_and_error(values: list[float]) -> dict[str, float]:
 
 
 def energy_metric(samples: Tensor, held_out: Batch) -> float:
-    """Energy distance, within labels (averaged over them) where the condition is a label."""
+    """Energy distance, within labels (averaged over them) where the condition is a label; labels with a single row are left out."""
     labels = held_out.condition.get("class_labels")
-    if labels is None:
-        return float(energy_distance(samples, held_out.x_1))
-    return float(energy_distance_by_label(samples, held_out.x_1, labels, labels))
+    if labels is not None:
+        kept = torch.bincount(labels)[labels] > 1
+        if kept.any():
+            return float(energy_distance_by_label(samples[kept], held_out.x_1[kept], labels[kept], labels[kept]))
+    return float(energy_distance(samples, held_out.x_1))
 
 
 class Evaluator:
@@ -90,6 +92,17 @@ class Evaluator:
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
         self._held_out: dict[str, Batch] = {}
+        self._require_rows()
+
+    def _require_rows(self) -> None:
+        """A split that is too small for the metric is named before the training, not after it."""
+        used = {self.selection_split, self.test_split, "base_validation", "base_test"} & set(self.data.splits)
+        small = [s for s in sorted(used) if min(self.data.counts[s], self.config.max_samples) < 2]
+        if small and self.metric_name != "held_out_loss":
+            raise ValueError(
+                f"split {small[0]!r} of {self.data.name!r} gives {self.data.counts[small[0]]} rows (eval.max_samples {self.config.max_samples}), but "
+                f"{self.metric_name} needs two: hold more out, or choose eval.metric held_out_loss."
+            )
 
     def _choose(self) -> str:
         if self.config.metric != "auto":

@@ -1,0 +1,117 @@
+"""Every shipped configuration loads, trains two steps on small stand-ins, and leaves a whole run folder."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SMALL_RUN, kind_of, pretrained
+
+from hf_flowft import Callback, FlowPipeline, Run, load_config
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+SMALLER = {
+    "toy": ["--data.train_size=32", "--data.eval_size=24"],
+    "digits": ["--data.train_size=20"],
+    "images": ["--data.train_size=20", "--data.resolution=8"],
+    "vectors": ["--data.train_size=20"],
+    "mlp": ["--model.hidden_dim=16", "--model.num_layers=1"],
+    "unet2d": ["--model.channels=[8,8]", "--model.layers_per_block=1", "--model.norm_groups=4"],
+    "viscosity": ["--model.hidden_dim=8"],
+    "gft": ["--objective.replay_samples=16"],
+    "mle": ["--pairs.num_pairs=16", "--pairs.repeats=1", "--pairs.num_steps=2"],
+}
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """A pretrained pipeline for each kind of data, saved once."""
+    folder = tmp_path_factory.mktemp("bases")
+    for kind in ("toy", "digits"):
+        pretrained(kind).save_pretrained(folder / kind)
+    return folder
+
+
+loaded = functools.cache(load_config)
+
+
+def names(config):
+    """The names of data, model and objective."""
+    return [config.as_dict()[section]["name"] for section in ("data", "model", "objective")]
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 10
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_says_what_it_is_and_where_its_base_comes_from(path):
+    """The first line says what it gives, the run folder bears its name, and its base is the run of another one over such data."""
+    config = loaded(path)
+    assert path.read_text().startswith("# ")
+    assert config.output_dir == f"runs/{path.stem}"
+    base = getattr(config.model, "path", "")
+    if base:
+        made_by = loaded(FOLDER / f"{Path(base).parts[1]}.yaml")
+        assert base == f"{made_by.output_dir}/pipeline"
+        assert kind_of(made_by) == kind_of(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_trains_and_writes_everything(path, bases, tmp_path):
+    """Two steps; then pipeline, results, settings, card and figures are there and agree with each other."""
+    config = loaded(path)
+    smaller = [word for name in names(config) for word in SMALLER.get(name, [])]
+    if getattr(config.model, "path", ""):
+        smaller.append(f"--model.path={bases / kind_of(config)}")
+    folder = tmp_path / "run"
+    config = load_config(path, [*SMALL_RUN, *smaller, f"--output_dir={folder}"])
+    watch = Watch()
+    result = Run(config, (watch,), progress=False).execute()
+    assert watch.moved == [1, 2]
+    assert result.folder == folder
+    check_run_folder(folder, config)
+
+
+class Watch(Callback):
+    """Notes the steps after which the weights are others than before."""
+
+    def __init__(self):
+        self.moved, self.before = [], None
+
+    def on_evaluate(self, trainer, score, is_best):
+        """The start."""
+        self.before = self.before or self._weights(trainer)
+
+    def on_log(self, trainer, step, logs):
+        """Every step."""
+        now = self._weights(trainer)
+        if any(not torch.equal(now[name], old) for name, old in self.before.items()):
+            self.moved.append(step)
+        self.before = now
+
+    @staticmethod
+    def _weights(trainer):
+        return {name: p.detach().clone() for name, p in trainer.trained.items()}
+
+
+def check_run_folder(folder, config):
+    """The pipeline samples, the settings read back, and every figure named is there and on the card."""
+    results = json.loads((folder / "results.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert load_config(folder / "config.yaml") == config
+    assert results["train"]["steps"] == 2
+    assert {entry["step"] for entry in results["train"]["history"]} == {1, 2}
+    assert [score["step"] for score in results["selection"]["scores"]] == [0, 2]
+    assert set(results["metrics"]) == ({"base", "result"} if results["base"] else {"result"})
+    assert sorted(results["figures"]) == sorted(f"figures/{p.name}" for p in (folder / "figures").iterdir())
+    assert all((folder / name).stat().st_size > 1000 and name in card for name in results["figures"])
+    assert results["selection"]["verdict"] in card
+    pipeline = FlowPipeline.from_pretrained(folder / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    given = {key: value[:2] for key, value in pipeline.conditions.items()} or {"batch_size": 2}
+    samples = pipeline(**given, num_inference_steps=1, output_type="pt").samples
+    assert samples.shape == (2, *results["data"]["event_shape"])
+    assert samples.isfinite().all()
