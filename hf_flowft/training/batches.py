@@ -248,19 +248,21 @@ def prefetched(iterator: Iterator[Batch], depth: int = 3) -> Iterator[Batch]:
     items: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
+    def hand_over(item: Batch | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
     def work() -> None:
         try:
             for item in iterator:
-                while not stop.is_set():
-                    try:
-                        items.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                hand_over(item)
                 if stop.is_set():
                     return
         except BaseException as error:  # handed to the consumer, who raises it
-            items.put(error)
+            hand_over(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
