@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone away, e.g. `| head`
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print("hf-flowft: stopped; the same command goes on with what is finished.", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:
         print(f"hf-flowft: error: {error}", file=sys.stderr)
         return 2

@@ -190,3 +190,18 @@ def test_resume_warns_of_nothing_else(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         trainer(tmp_path, resume="latest").train()
+
+
+def test_a_run_without_a_folder_does_not_pass_for_a_whole_one_when_stopped():
+    """Asked to stop with nowhere to write a checkpoint, a run interrupts its caller: a study must not keep its numbers."""
+    run = trainer(None)
+
+    class Stop(Callback):
+        def on_log(self, trainer, step, logs):
+            if step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    run.callbacks = [Stop()]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.step == 3

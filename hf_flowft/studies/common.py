@@ -25,14 +25,18 @@ def study_config(name: str, overrides: dict[str, Any]) -> RunConfig:
     """
     path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"{path.name} is not there: studies start from the configs of the repository, run them in a clone of it.")
-    return load_config(path, [f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides.items()])
+        raise ValueError(
+            f"{path.name} is not there: studies start from the configs of the repository, run them in a clone of it."
+        )
+    return load_config(
+        path, [f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides.items()]
+    )
 
 
 def run_or_reuse(config: RunConfig) -> RunResult:
     """Run a config, resume what an earlier call began, or read what it finished.
 
-    Raises: ValueError when the folder holds a run with other settings.
+    Raises: ValueError when the folder holds a run with other settings; KeyboardInterrupt when the run was asked to stop.
     """
     folder = Path(config.output_dir)
     settings = folder / "config.yaml"
@@ -40,8 +44,13 @@ def run_or_reuse(config: RunConfig) -> RunResult:
         raise ValueError(f"{folder} holds a run with other settings: delete it, or give the study another folder.")
     if (folder / "results.json").is_file():
         tqdm.write(f"{folder.name}: reusing what is there")
-        return RunResult(FlowPipeline.from_pretrained(folder / "pipeline"), read_results(folder / "results.json"), folder)
+        return RunResult(
+            FlowPipeline.from_pretrained(folder / "pipeline"), read_results(folder / "results.json"), folder
+        )
     if folder.is_dir() and not list_checkpoints(folder):
         shutil.rmtree(folder)
     resume = ["--train.resume_from_checkpoint=latest"] if folder.is_dir() else []
-    return Run(load_config(None, resume, config.as_dict())).execute()
+    result = Run(load_config(None, resume, config.as_dict())).execute()
+    if not result.results:  # asked to stop: the checkpoint is there, the next call goes on from it
+        raise KeyboardInterrupt
+    return result

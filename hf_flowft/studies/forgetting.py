@@ -63,7 +63,10 @@ def one_run(out: Path, name: str, seed: int, rate: float, quick: bool) -> dict[s
     }
     overrides |= {"train.learning_rate": rate, "eval.every": 25, "eval.num_repeats": 2}
     run = Run(study_config(config_name, {**overrides, **(QUICK if quick else {})}), progress=False)
-    scores = run.trainer.train().selection.scores
+    result = run.trainer.train()
+    if result.stopped:
+        raise KeyboardInterrupt
+    scores = result.selection.scores
     shutil.rmtree(folder)
     return {
         "step": [s.step for s in scores],

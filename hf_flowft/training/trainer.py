@@ -40,8 +40,7 @@ class FlowTrainer:
         model: any diffusers-style flow model, or a plain `nn.Module` v(x, t, **condition); what requires gradients is trained.
         data: its `train` split is trained on, `validation` selects, `base_validation` measures forgetting.
         objective: the loss; any object that obeys `Objective`.
-        train, evaluation: settings.
-        output_dir: where checkpoints go; None writes nothing.
+        train, evaluation: settings; output_dir: where checkpoints go, None writes nothing.
         seed: of batch order, noise, times and evaluation noise.
         rows: where training batches come from instead of the training split, e.g. `BankRows` of pairs.
         shift: of the sampler's grid.
@@ -85,8 +84,8 @@ class FlowTrainer:
         )
         self.shard = Shard(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.gather)
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
-        dropped = train.condition_dropout
-        self.dropout = ConditionDropout(dropped, null_condition or {}) if dropped else None
+        drop = train.condition_dropout
+        self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
         self.selection = Selection(evaluation)
         self.history: list[dict[str, float]] = []
@@ -134,6 +133,10 @@ class FlowTrainer:
             stopped = self._loop(batches, stop)
         if self.config.report_to:
             self.accelerator.end_training()
+        if (
+            stopped and self.output_dir is None
+        ):  # no folder for a checkpoint: a part of a run must not pass for a whole one
+            raise KeyboardInterrupt
         return self._finish(stopped)
 
     def _loop(self, batches: Iterator[Batch], stop: threading.Event) -> bool:
@@ -152,7 +155,6 @@ class FlowTrainer:
                 if stopping or (every and self.step % every == 0):
                     self.save_checkpoint()
                 if stopping:
-                    bar.write(f"Stopped at step {self.step}; go on with --train.resume_from_checkpoint latest.")
                     return True
         if not self.config.checkpoint_every or self.step % self.config.checkpoint_every:
             self.save_checkpoint()
@@ -254,8 +256,9 @@ class FlowTrainer:
         copy_into(self._weights(), self.best_weights if improved else self.base_weights)
         self.model.eval()
         verdict = self.selection.verdict(self.evaluator.metric_name)
-        if self.accelerator.is_main_process and not stopped:
-            tqdm.write(verdict)
+        if self.accelerator.is_main_process:
+            hint = "go on with --train.resume_from_checkpoint latest"
+            tqdm.write(f"Stopped at step {self.step}; {hint}." if stopped else verdict)
         step = self.selection.best.step if improved else 0
         return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped)
 
