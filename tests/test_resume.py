@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hf_flowft import (
+    Callback,
     EvalConfig,
     FlowMatchingObjective,
     FlowTrainer,

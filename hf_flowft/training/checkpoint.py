@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -131,8 +132,12 @@ def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:
-    """The optimiser's state; only tensors and plain containers are accepted."""
-    return torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    """The optimiser's state.  Raises: CheckpointError for anything but tensors and plain containers."""
+    try:
+        return torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder / 'optimizer.pt'} holds more than tensors, or is broken: {reason}") from error
 
 
 MAY_CHANGE = (

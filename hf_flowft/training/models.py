@@ -192,10 +192,10 @@ def check_fits(base: FlowPipeline, path: str, data: FlowData) -> None:
     known = int(null) if null is not None else base.model.config.get("num_classes") or label_rows(base.model)
     if not known:
         raise ValueError(f"the model at {path} takes no labels, but the data give some: train without them.")
-    low, high = data.label_range
-    if high >= known:
+    labels = data.labels()
+    if labels[-1] >= known:
         raise ValueError(
-            f"the model at {path} knows the labels 0 to {known - 1}, but the data have {low} to {high}: choose data.labels among "
+            f"the model at {path} knows the labels 0 to {known - 1}, but the data have {labels[0]} to {labels[-1]}: choose data.labels among "
             "those, renumber the labels, or pretrain a model with more."
         )
 

@@ -28,7 +28,7 @@ NUM_POINTS = 2000
 def pictured(data: FlowData, seed: int) -> Batch:
     """The conditions shown in pictures, with fixed noise: of images with labels one a label, else those of the first rows."""
     if _one_a_label(data):
-        labels = torch.arange(min(data.num_classes, NUM_IMAGES))
+        labels = torch.tensor(data.labels()[:NUM_IMAGES])
         x_1, condition = torch.empty(len(labels), *data.event_shape), {"class_labels": labels}
     else:
         size = min(NUM_IMAGES if data.is_image else NUM_POINTS, data.counts["train"])
@@ -80,7 +80,9 @@ class SamplePictures(Callback):
 def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str) -> None:
     """Rows of images, or panels of points."""
     if data.is_image:
-        names = data.label_names[:NUM_IMAGES] if _one_a_label(data) else ()
+        names = (
+            [data.label_names[i] for i in data.labels()[:NUM_IMAGES]] if _one_a_label(data) and data.label_names else ()
+        )
         figures.image_rows({name: to_unit(x, data) for name, x in rows.items()}, path, names, title)
     else:
         figures.scatter_panels({name: data.normalisation.undo(x) for name, x in rows.items()}, path, title=title)

@@ -188,7 +188,7 @@ class Run:
             "base": public_name(self.config.model.path) if self.base is not None else "",
             "data": dict(describe(self.data)),
             "conditions": sorted(self.data.condition_columns),
-            "num_classes": self.data.num_classes,
+            "labels": self.data.labels("train") if "class_labels" in self.data.condition_columns else [],
             "seed": self.config.seed,
             "selection": {
                 **result.selection.state(),

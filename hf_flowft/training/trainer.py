@@ -88,8 +88,7 @@ class FlowTrainer:
         self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
         self.selection = Selection(evaluation)
-        self.history: list[dict[str, float]] = []
-        self.step = 0
+        self.step, self.history = 0, list[dict[str, float]]()
         self._build(objective)
 
     def _build(self, objective: Objective) -> None:
@@ -257,8 +256,7 @@ class FlowTrainer:
         self.model.eval()
         verdict = self.selection.verdict(self.evaluator.metric_name)
         if self.accelerator.is_main_process:
-            hint = "go on with --train.resume_from_checkpoint latest"
-            tqdm.write(f"Stopped at step {self.step}; {hint}." if stopped else verdict)
+            tqdm.write("Stopped: go on with --train.resume_from_checkpoint latest." if stopped else verdict)
         step = self.selection.best.step if improved else 0
         return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped)
 
