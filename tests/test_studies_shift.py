@@ -13,9 +13,11 @@ from hf_flowft.metrics.distances import energy_distance
 from hf_flowft.studies import shift
 from hf_flowft.studies.shift import BASELINES, FAMILIES, METHODS, SETTINGS, compared, full_plan, quick_plan
 from hf_flowft.studies.shift_fronts import Comparison, area, chosen, difference, mixing_curve
-from hf_flowft.studies.shift_report import matched, verdicts
-from hf_flowft.studies.shift_runs import ShiftRuns
+from hf_flowft.studies.shift_report import matched, verdict_table, verdicts
+from hf_flowft.studies.shift_runs import ShiftRuns, interpolated
 from hf_flowft.studies.shift_settings import QUICK, Sizes, all_runs, base_data, target_data
+from hf_flowft.training.models import MLPConfig
+from hf_flowft.velocity import FrozenVelocity
 
 CONFIGS = {"plain": "plain", "warmup": "plain", "gft": "gft", "replay": "gft"}
 
@@ -87,9 +89,10 @@ def test_a_verdict_needs_both_baselines():
         "gft": [[cell([0.5], [t], [0])] for t in (0.40, 0.42)],
         "gft_1": [[cell([0.5], [t], [0])] for t in (0.20, 0.22)],
     }
-    found = {(row["method"], row["measure"]): row["verdict"] for row in verdicts(Comparison(seeds))}
-    assert found["gft", math.inf] == "undecided"
-    assert found["gft_1", math.inf] == found["gft_1", "area"] == "better"
+    (rows,) = verdicts(Comparison(seeds)).values()
+    found = {(row["method"], row["measure"]): row["verdict"] for row in rows}
+    assert found["gft", "inf"] == "undecided"
+    assert found["gft_1", "inf"] == found["gft_1", "area"] == "better"
 
 
 def test_methods_are_judged_at_their_own_learning_rates():
@@ -97,6 +100,21 @@ def test_methods_are_judged_at_their_own_learning_rates():
     two = [cell([0.5], [0.5], [2], rate=1e-3), cell([0.5], [0.1], [1], rate=3e-3)]
     comparison = Comparison({"gft_step": [two[:1]], "plain": [two]})
     assert matched(comparison, ["gft_step", "plain"]).values("plain", "energy", math.inf) == [0.5]
+
+
+def test_the_table_shows_the_harder_baseline():
+    """The difference to the better of the two, with the verdict."""
+    seeds = {
+        "plain": [[cell([0.5], [t], [0])] for t in (0.50, 0.52)],
+        "warmup": [[cell([0.5], [t], [0])] for t in (0.30, 0.32)],
+        "gft": [[cell([0.5], [t], [0])] for t in (0.20, 0.22)],
+    }
+    (rows,) = verdicts(Comparison(seeds)).values()
+    rows = [row for row in rows if row["metric"] == "energy"]
+    last = verdict_table(rows).splitlines()[-1].split("|")
+    assert last[1].strip() == "GFT"
+    assert last[-3].strip().startswith("-0.1 ")
+    assert last[-3].strip().endswith("better")
 
 
 def test_families_choose_among_their_members():
@@ -110,6 +128,8 @@ def test_families_choose_among_their_members():
 def test_every_run_of_the_plan_is_known():
     """Settings and methods exist, names differ, and baselines are run wherever something is compared with them."""
     sizes = Sizes()
+    some = {rate for rates in full_plan(sizes.rates)["few"].values() for rate in rates}
+    assert some == set(sizes.rates)
     for plan in (full_plan(sizes.rates), quick_plan()):
         runs = list(all_runs(sizes, plan))
         assert len({run.name for run in runs}) == len(runs)
@@ -156,10 +176,10 @@ def test_the_quick_study_writes_everything(quick):
     assert all((quick / "cells" / f"{run.name}.json").is_file() for run in all_runs(QUICK, quick_plan()))
     text = (quick / "shift.md").read_text()
     assert all(SETTINGS[name].title in text for name in quick_plan())
-    assert all(title in text for title, _ in FAMILIES.values())
+    assert all(FAMILIES[name][0] in text for name in ("baseline_chosen", "gft_chosen"))
     results = json.loads((quick / "results.json").read_text())
     assert set(results["settings"]) == set(quick_plan())
-    assert all(entry["verdicts"] for entry in results["settings"].values())
+    assert len(results["settings"]["few"]["verdicts"]) == 2
     figures = {path.name for path in (quick / "figures").iterdir()}
     assert figures == {"shift_trade_off.png", "shift_over_steps.png", "shift_samples.png"}
 
@@ -173,6 +193,35 @@ def test_curves_begin_with_the_base(quick):
     assert first["step"] == 0
     assert cells[0]["curve"]["target_energy"][-1] != cells[1]["curve"]["target_energy"][-1]
     assert all(c["selected_step"] in c["curve"]["step"] for c in cells)
+
+
+@pytest.mark.slow
+def test_interpolations_go_from_the_base_to_plain(quick):
+    """At 0 % the base, at 100 % the selected model of plain fine-tuning, whichever way one goes."""
+    curves = [
+        json.loads((quick / "cells" / "few" / m / "lr0.001" / "seed0.json").read_text())
+        for m in ("weights", "velocities")
+    ]
+    plain = json.loads((quick / "cells" / "few" / "plain" / "lr0.001" / "seed0.json").read_text())
+    index = plain["curve"]["step"].index(plain["selected_step"])
+    for cell in (c["curve"] for c in curves):
+        assert cell["step"] == [0, 50, 100]
+        assert cell["target_energy"][0] == pytest.approx(plain["curve"]["target_energy"][0], abs=1e-5)
+        assert cell["target_energy"][-1] == pytest.approx(plain["curve"]["target_energy"][index], abs=1e-5)
+        assert cell["held_out"][-1] == pytest.approx(plain["curve"]["held_out"][index], abs=1e-5)
+
+
+def test_velocities_and_weights_between_two_models():
+    """By hand, at a quarter."""
+    data = base_data(False, 0)
+    base, tuned = (MLPConfig(8, 1, time="concat").build(data, 0, seed).model for seed in (0, 1))
+    x, t = torch.randn(5, 2), torch.rand(5)
+    frozen = FrozenVelocity(base)
+    mixed = interpolated(frozen, tuned, 0.25, "velocities")
+    torch.testing.assert_close(mixed(x, t), 0.75 * frozen(x, t) + 0.25 * FrozenVelocity(tuned)(x, t))
+    weights = interpolated(frozen, tuned, 0.25, "weights").model.state_dict()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, 0.75 * base.state_dict()[key] + 0.25 * tuned.state_dict()[key])
 
 
 @pytest.mark.slow

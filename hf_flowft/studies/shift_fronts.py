@@ -118,22 +118,13 @@ class Comparison:
         ours, theirs = self.values(method, metric, measure), self.values(baseline, metric, measure)
         return difference([sign * v for v in ours], [sign * v for v in theirs])
 
-    def wins(self, methods: Sequence[str], baselines: Sequence[str]) -> list[dict[str, Any]]:
-        """Every comparison (metric, measure) of every method with all baselines at once: better or worse than ALL by over two standard errors."""
+    def wins(self, method: str, baselines: Sequence[str]) -> list[dict[str, Any]]:
+        """A method by every metric and measure against all baselines at once: better or worse than ALL of them by over two standard errors."""
         result = []
-        for method in methods:
-            for metric in METRICS:
-                for measure in measures(metric):
-                    gaps = {b: self.against(method, b, metric, measure) for b in baselines}
-                    verdict = "better" if all(beyond(g) for g in gaps.values()) else "undecided"
-                    verdict = "worse" if all(beyond(g, 1) for g in gaps.values()) else verdict
-                    result.append(
-                        {
-                            "method": method,
-                            "metric": metric,
-                            "measure": measure,
-                            "differences": gaps,
-                            "verdict": verdict,
-                        }
-                    )
+        for metric, measure in [(m, limit) for m in METRICS for limit in measures(m)]:
+            gaps = {b: self.against(method, b, metric, measure) for b in baselines}
+            verdict = "better" if all(beyond(gap) for gap in gaps.values()) else "undecided"
+            verdict = "worse" if all(beyond(gap, 1) for gap in gaps.values()) else verdict
+            row = {"method": method, "metric": metric, "measure": str(measure), "differences": gaps}
+            result.append({**row, "verdict": verdict})
         return result

@@ -9,11 +9,24 @@ from typing import Any
 
 from ..results import RESULTS_VERSION, environment, write_json
 from ..tables import markdown_table, number
-from .shift import BASELINES, SETTINGS, TITLES, Cells, compared
+from .shift import (
+    BASELINES,
+    GRADUAL,
+    INTERPOLATED,
+    OPTIMAL,
+    OT_BASELINES,
+    OTHER_SCHEDULES,
+    SETTINGS,
+    TITLES,
+    Cells,
+    compared,
+)
 from .shift_fronts import LIMITS, METRICS, Comparison, Curves, measures, summary
 from .shift_settings import DISTRIBUTION, END, INITIAL_TEMPERATURE, REFERENCE_RATE, Sizes
 
 METRIC_NAMES = {"energy": "energy distance", "sliced": "sliced W2"}
+ENDS_ONLY = ("ema",)
+"""Settings run at one learning rate: the curves of the baselines would have gaps, so only selected models are compared."""
 COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], float | None]]] = {
     "w2": ("W2", lambda c: c["selected"].get("w2")),
     "target_energy": ("target", lambda c: at_selected(c, "target_energy")),
@@ -58,11 +71,10 @@ def selected_numbers(cells: dict[str, list[Curves]]) -> dict[str, dict[str, Any]
     """Method -> column -> mean and error over seeds, of the models selected on held-out data at the reference rate."""
     result: dict[str, dict[str, Any]] = {}
     for method, seeds in cells.items():
-        result[method] = {}
-        for key, (_, read) in COLUMNS.items():
-            values = [read(at_rate(curves)) for curves in seeds]
-            if None not in values:
-                result[method][key] = summary(values)
+        runs = [at_rate(curves) for curves in seeds]
+        if "selected" in runs[0]:
+            columns = {key: [read(run) for run in runs] for key, (_, read) in COLUMNS.items()}
+            result[method] = {key: summary(values) for key, values in columns.items() if None not in values}
     return result
 
 
@@ -71,7 +83,7 @@ def exact_numbers(cells: dict[str, list[Curves]]) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for method, seeds in cells.items():
         runs = [at_rate(curves) for curves in seeds]
-        if runs[0]["exact"]:
+        if runs[0].get("exact"):
             rows = {step: summary([run["exact"][step] for run in runs]) for step in runs[0]["exact"]}
             rows |= {key: summary([run["last"][key] for run in runs]) for key in runs[0]["last"]}
             result[method] = rows
@@ -89,17 +101,24 @@ def curve_numbers(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def verdicts(comparison: Comparison) -> list[dict[str, Any]]:
-    """Every GFT variant against both baselines of its own coupling at its own learning rates; family against family."""
-    rows = []
-    for method in comparison.cells:
-        if method == "gft_chosen":
-            rows += comparison.wins([method], ["baseline_chosen"])
-        elif method.startswith("ot_gft"):
-            rows += comparison.wins([method], ["ot_plain", "ot_warmup"])
-        elif method.startswith(("gft", "replay")):
-            rows += matched(comparison, [method, *BASELINES]).wins([method], list(BASELINES))
-    return rows
+def verdicts(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
+    """Methods by their curves: question -> one row a method, metric and measure."""
+    there = comparison.cells
+    annealed = [m for m in [*GRADUAL, "gft_chosen", "replay_1", "replay_chosen"] if m in there]
+    plain: list[dict[str, Any]] = []
+    for method in (m for m in [*INTERPOLATED, *annealed] if m in there):
+        plain += comparison.wins(method, ["baseline_chosen"] if method.endswith("_chosen") else list(BASELINES))
+    for method in (m for m in OPTIMAL if m in there and m not in OT_BASELINES):
+        plain += comparison.wins(method, OT_BASELINES)
+    found = {"the better of plain and plain + warm-up (under the same coupling)": plain}
+    if all(m in there for m in INTERPOLATED):
+        rows = [row for method in annealed for row in comparison.wins(method, list(INTERPOLATED))]
+        found["the better of interpolated weights and velocities"] = rows
+    schedules = [m for m in OTHER_SCHEDULES if m in there]
+    if schedules:
+        rows = [row for m in schedules for row in matched(comparison, [m, "gft"]).wins(m, ["gft"])]
+        found["GFT with alpha_linear"] = rows
+    return found
 
 
 def matched(comparison: Comparison, methods: list[str]) -> Comparison:
@@ -133,59 +152,61 @@ def curve_table(numbers: dict[str, Any], metric: str) -> str:
     return markdown_table(["method", *names], rows)
 
 
-def verdict_text(rows: list[dict[str, Any]]) -> str:
-    """How many comparisons went which way, and which."""
-    tally = {v: [row for row in rows if row["verdict"] == v] for v in ("better", "worse", "undecided")}
-    lines = [", ".join(f"{len(found)} {verdict}" for verdict, found in tally.items()) + f", of {len(rows)}."]
-    for verdict in ("better", "worse"):
-        for row in tally[verdict]:
-            gaps = "; ".join(f"{short(gap)} against {TITLES[b]}" for b, gap in row["differences"].items())
-            where = row["measure"] if row["measure"] == "area" else f"forgetting <= {row['measure']:g}"
-            lines.append(f"- {verdict}: {TITLES[row['method']]}, {METRIC_NAMES[row['metric']]}, {where}: {gaps}")
-    return "\n".join(lines)
+def verdict_table(rows: list[dict[str, Any]]) -> str:
+    """One row a method: the difference to its harder baseline by each measure, marked where it is decided."""
+    measures_there = list(dict.fromkeys(row["measure"] for row in rows))
+    names = ["area" if m == "area" else "any" if m == "inf" else f"<= {m}" for m in measures_there]
+    table: dict[str, list[str]] = {}
+    for row in rows:
+        hardest = max(row["differences"].values(), key=lambda gap: gap["value"])
+        mark = "" if row["verdict"] == "undecided" else f" {row['verdict']}"
+        table.setdefault(row["method"], []).append(short(hardest) + mark)
+    return markdown_table(["method", *names], [[TITLES[method], *entries] for method, entries in table.items()])
 
 
-def section(setting: str, cells: dict[str, list[Curves]], entry: dict[str, Any]) -> str:
+def section(setting: str, entry: dict[str, Any]) -> str:
     """The text of one setting."""
     parts = [f"## {SETTINGS[setting].title}"]
     if entry["exact"]:
         parts += ["Exact W2 to held-out target samples along the run:", exact_table(entry["exact"])]
     parts += [f"Selected on held-out data, learning rate {REFERENCE_RATE:g}:", selected_table(entry["selected"])]
-    for metric in METRICS:
-        gap = short(entry["gap"][metric])
-        parts += [
-            f"Whole curves, {METRIC_NAMES[metric]}, in units of its distance between the domains ({gap}):",
-            curve_table(entry["curves"], metric),
-        ]
-    gradual = [row for row in entry["verdicts"] if "replay" not in row["method"]]
-    replay = [row for row in entry["verdicts"] if "replay" in row["method"]]
-    parts += ["GFT on the target measure against plain AND warm-up: " + verdict_text(gradual)]
-    if replay:
-        parts += ["GFT on the replay measure against plain AND warm-up: " + verdict_text(replay)]
+    for metric in METRICS if entry["curves"] else ():
+        name, gap = METRIC_NAMES[metric], short(entry["gap"][metric])
+        parts += [f"### Whole curves, {name}, in units of its distance between the domains ({gap})"]
+        parts += [curve_table(entry["curves"], metric)]
+        for question, every in entry["verdicts"].items():
+            rows = [row for row in every if row["metric"] == metric]
+            count = {v: sum(row["verdict"] == v for row in rows) for v in ("better", "worse", "undecided")}
+            tally = ", ".join(f"{n} {v}" for v, n in count.items())
+            parts += [f"Against {question} ({tally}; negative is better, for the area too):", verdict_table(rows)]
     return "\n\n".join(parts)
 
 
 def introduction(sizes: Sizes) -> str:
     """How to read the tables."""
+    rates = ", ".join(f"{rate:g}" for rate in sizes.rates)
     return f"""# Fine-tuning under a shift
 
-Base: {DISTRIBUTION}, independent coupling. Target: the same, rotated, scaled by 0.8 and moved. {sizes.num_steps} steps of {sizes.batch_size}; alpha goes from
-{1 / (1 + INITIAL_TEMPERATURE):g} to its final value at step {END * sizes.num_steps:g}; "stops at tau 0.25 / 1" ends at alpha 0.8 / 0.5. No weight averaging unless said.
+Base: {DISTRIBUTION}, independent coupling. Target: the same, rotated (by 36 degrees unless said), scaled by 0.8 and moved (by 0.5). {sizes.num_steps} steps of {sizes.batch_size};
+alpha goes from {1 / (1 + INITIAL_TEMPERATURE):g} to its final value at step {END * sizes.num_steps:g}; "stops at tau 0.25 / 1" ends at alpha 0.8 / 0.5. No weight averaging unless said.
 {sizes.seeds} seeds, each with its own base, data and noise, shared by all methods; mean ± standard error. Lower is better, except for the area.
 "target", "forgetting": energy distance to {sizes.num_samples} held-out samples of the target and of the base's domain ({sizes.solver_steps} Euler steps).
-Models are selected on as many held-out target samples as there are training samples. inst. variance, Spearman: of the target's energy distance over checkpoints.
+Models are selected on as many held-out target samples as there are training samples; "best step" is hindsight. inst. variance, Spearman: of the target's
+energy distance over the checkpoints (every {sizes.every} steps).
 
-Whole curves: the best checkpoint by the held-out score, over learning rates {", ".join(f"{r:g}" for r in sizes.rates)}, among those that forget no more than a share of
-the distance between the domains; its target quality on the test split. area: the share of the square dominated by any checkpoint (0.833 for the
-mixing curve, which is the limit of the energy distance for unconditional models). Methods run at one learning rate have fewer candidates, and are judged
-against the baselines at that rate. "better" and "worse" mean: by more than two standard errors of the paired difference over seeds, against both baselines."""
+Whole curves: of all checkpoints at all learning rates ({rates}; replay 1 and interpolations from 0.0003 on, other schedules
+and replay weights {REFERENCE_RATE:g} only) that forget no more than a share of the distance between the domains, the one with the best held-out score; its
+target quality on the test split.
+area: the share of the square dominated by any checkpoint (0.833 for the mixing curve, the limit of the energy distance for unconditional models).
+Interpolated: models between the base and the selected model of plain fine-tuning, by weights or (at twice the evaluations) by velocities.
+"better" and "worse": by more than two standard errors of the paired difference over seeds; of so many comparisons some come out so by chance."""
 
 
 def write_report(sizes: Sizes, cells: Cells, out: Path) -> dict[str, Any]:
     """Write results.json and shift.md; returns the results."""
     entries: dict[str, Any] = {}
     for setting, methods in cells.items():
-        comparison = compared(methods)
+        comparison = Comparison({}) if setting in ENDS_ONLY else compared(methods)
         first = next(iter(methods.values()))
         entries[setting] = {
             "exact": exact_numbers(methods),
@@ -201,7 +222,7 @@ def write_report(sizes: Sizes, cells: Cells, out: Path) -> dict[str, Any]:
         "settings": entries,
         "environment": environment(),
     }
-    text = "\n\n".join([introduction(sizes), *[section(s, cells[s], entry) for s, entry in entries.items()]])
+    text = "\n\n".join([introduction(sizes), *[section(s, entry) for s, entry in entries.items()]])
     (out / "shift.md").write_text(text + "\n")
     write_json(out / "results.json", content)
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conventions import time_grid
 from ..data import FlowData
@@ -49,22 +50,36 @@ class Recorder(Callback):
     def on_evaluate(self, trainer: FlowTrainer, score: Any, is_best: bool) -> None:
         """One point of the curve, while the model carries the evaluated weights."""
         sizes, step = self.study.sizes, trainer.step
-        point = {"step": step, "held_out": score.value}
-        samples = None
-        for domain, split in (("target", "test"), ("base", "base_test")):
-            held_out = trainer.evaluator.held_out(split)
-            if samples is None or held_out.condition:  # without a condition both domains are judged on the same samples
-                samples = trainer.evaluator.samples(trainer.velocity, held_out, sizes.solver_steps, 0)
-            if domain == "target":
-                point["nearest_train"] = modes.nearest_distance(samples, trainer.data.rows("train").x_1)
-            point |= {f"{domain}_{name}": value for name, value in quality(samples, held_out.x_1, self.seed).items()}
-        self.points.append(point)
+        point = self.study.point(trainer, trainer.velocity, self.seed)
+        self.points.append({"step": step, "held_out": score.value, **point})
         if self.exact_every and step and step % self.exact_every == 0:
             self.exact[step] = self.study.exact(trainer.velocity, trainer.data, self.seed, sizes.solver_steps)
         if step == sizes.num_steps:
             self.last = self.study.measure(trainer, self.seed)
             if self.exact_every:
                 self.last["w2_2_steps"] = self.study.exact(trainer.velocity, trainer.data, self.seed, 2)
+
+
+class Between(nn.Module):
+    """(1 - share) v_base + share v_tuned: what GFT at alpha = share has as its minimiser, without training for it, at twice the evaluations."""
+
+    def __init__(self, base: Velocity, tuned: Velocity, share: float):
+        super().__init__()
+        self.base, self.tuned, self.share = base, tuned, share
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """The velocity: (batch, *event)."""
+        return (1 - self.share) * self.base(x, t, **condition) + self.share * self.tuned(x, t, **condition)
+
+
+def interpolated(base: FrozenVelocity, tuned: VelocityMLP, share: float, kind: str) -> Velocity:
+    """A model between the base (share 0) and the fine-tuned one: kind `velocities` (see `Between`) or `weights` (Wortsman et al. 2022)."""
+    if kind == "velocities":
+        return Velocity(Between(base, Velocity(tuned), share))
+    between = copy.deepcopy(tuned)
+    start, end = base.model.state_dict(), tuned.state_dict()
+    between.load_state_dict({key: torch.lerp(start[key], end[key], share) for key in end})
+    return Velocity(between)
 
 
 def quality(samples: Tensor, truth: Tensor, seed: int) -> dict[str, float]:
@@ -81,7 +96,8 @@ class ShiftRuns:
 
     def __init__(self, out: Path, sizes: Sizes, settings: dict[str, Setting], methods: dict[str, Method]):
         self.sizes, self.settings, self.methods = sizes, settings, methods
-        self.cells = Cells(out / "cells", {**asdict(sizes), "end": END, "initial_temperature": INITIAL_TEMPERATURE})
+        common = {key: value for key, value in asdict(sizes).items() if key not in ("seeds", "rates", "percent")}
+        self.cells = Cells(out / "cells", {**common, "end": END, "initial_temperature": INITIAL_TEMPERATURE})
 
     # -------------------------------------------------------------------------------------------------------------- the base
     def base(self, conditional: bool, seed: int) -> VelocityMLP:
@@ -102,8 +118,9 @@ class ShiftRuns:
 
     # ----------------------------------------------------------------------------------------------------------------- a run
     def cell(self, run: Run) -> dict[str, Any]:
-        """Curve and end of one fine-tune."""
-        return self.cells.get_or_run(run.name, lambda: self._finetuned(run)[0])
+        """The curve of one fine-tune and what it ends with, or the curve between it and the base."""
+        between = self.methods[run.method].kind in ("weights", "velocities")
+        return self.cells.get_or_run(run.name, lambda: self._between(run) if between else self._finetuned(run)[0])
 
     def samples(self, run: Run) -> dict[str, Tensor]:
         """Points for the scatter panels: data of the target, and samples of the base and of the selected model."""
@@ -117,10 +134,49 @@ class ShiftRuns:
 
     def _finetuned(self, run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The numbers of a run, and points to show."""
+        recorder = Recorder(self, run.seed, 2 * self.sizes.every if self.is_reference(run) else 0)
+        trainer, reference = self._trainer(run, recorder)
+        with redirect_stdout(io.StringIO()):
+            result = trainer.train()
+        selected = self.measure(trainer, run.seed)
+        if run.setting == "few":
+            selected["w2"] = self.exact(trainer.velocity, trainer.data, run.seed, self.sizes.solver_steps)
+        points = recorder.points[1:]
+        steps, energy = [p["step"] for p in points], [p["target_energy"] for p in points]
+        numbers = {
+            **self._curve(recorder.points, trainer.data, run),
+            "exact": recorder.exact,
+            "last": recorder.last,
+            "instantaneous_variance": stability.instantaneous_variance(energy, min(3, len(energy))),
+            "spearman": stability.spearman_correlation(steps, energy),
+            "selected_step": result.step,
+            "selected": selected,
+            "improved": result.improved,
+        }
+        return numbers, self._shown(trainer.data, reference, trainer.velocity, run.seed)
+
+    def _between(self, run: Run) -> dict[str, Any]:
+        """The curve of the models between the base and the selected model of plain fine-tuning; its "step" is the share in percent."""
+        trainer, reference = self._trainer(run)
+        with redirect_stdout(io.StringIO()):
+            trainer.train()
+        rows = []
+        for percent in range(0, 101, self.sizes.percent):
+            tuned: Any = trainer.model
+            velocity = interpolated(reference, tuned, percent / 100, self.methods[run.method].kind)
+            score = trainer.evaluator.score(velocity, percent)
+            rows.append({"step": percent, "held_out": score.value, **self.point(trainer, velocity, run.seed)})
+        return self._curve(rows, trainer.data, run)
+
+    def _curve(self, rows: list[dict[str, float]], data: FlowData, run: Run) -> dict[str, Any]:
+        target, base = (data.rows(split, range(self.sizes.num_samples)).x_1 for split in ("test", "base_test"))
+        curve = {key: [row[key] for row in rows] for key in rows[0]}
+        return {"rate": run.rate, "curve": curve, "gap": quality(base, target, run.seed)}
+
+    def _trainer(self, run: Run, *callbacks: Callback) -> tuple[FlowTrainer, FrozenVelocity]:
         setting, method, sizes = self.settings[run.setting], self.methods[run.method], self.sizes
         data, model = target_data(setting, sizes, run.seed), self.base(setting.conditional, run.seed)
         reference = FrozenVelocity(model)
-        recorder = Recorder(self, run.seed, 2 * sizes.every if self.is_reference(run) else 0)
         trainer = FlowTrainer(
             model,
             data,
@@ -128,16 +184,9 @@ class ShiftRuns:
             self._train_config(method, setting, run.rate),
             EvalConfig("energy", sizes.every, num_repeats=-(-256 // setting.train_size), max_samples=sizes.num_samples),
             seed=run.seed,
-            callbacks=(recorder,),
+            callbacks=callbacks,
         )
-        with redirect_stdout(io.StringIO()):
-            result = trainer.train()
-        selected = self.measure(trainer, run.seed)
-        if run.setting == "few":
-            selected["w2"] = self.exact(Velocity(model), data, run.seed, sizes.solver_steps)
-        numbers = self._numbers(recorder, data, run.seed) | {"selected_step": result.step, "selected": selected}
-        numbers |= {"rate": run.rate, "improved": result.improved}
-        return numbers, self._shown(data, reference, Velocity(model), run.seed)
+        return trainer, reference
 
     def _train_config(self, method: Method, setting: Setting, rate: float) -> TrainConfig:
         return TrainConfig(
@@ -156,6 +205,18 @@ class ShiftRuns:
         )
 
     # ---------------------------------------------------------------------------------------------------------- measurements
+    def point(self, trainer: FlowTrainer, velocity: Velocity, seed: int) -> dict[str, float]:
+        """Both distances to held-out samples of both domains, and the distance of samples to the nearest training sample."""
+        samples, numbers = None, {}
+        for domain, split in (("target", "test"), ("base", "base_test")):
+            held_out = trainer.evaluator.held_out(split)
+            if samples is None or held_out.condition:  # without a condition both domains are judged on the same samples
+                samples = trainer.evaluator.samples(velocity, held_out, self.sizes.solver_steps, 0)
+            if domain == "target":
+                numbers["nearest_train"] = modes.nearest_distance(samples, trainer.data.rows("train").x_1)
+            numbers |= {f"{domain}_{name}": value for name, value in quality(samples, held_out.x_1, seed).items()}
+        return numbers
+
     def measure(self, trainer: FlowTrainer, seed: int) -> dict[str, float]:
         """Few-step quality and the shape of the paths of the weights the trainer carries now."""
         held_out = trainer.evaluator.held_out("test")
@@ -175,20 +236,6 @@ class ShiftRuns:
         truth = data.rows("test", range(self.sizes.num_exact)).x_1
         noise = torch.randn(truth.shape, generator=keyed_generator(seed, "exact"))
         return distances.wasserstein_2(generate(velocity, noise, {}, time_grid(num_steps)), truth)
-
-    def _numbers(self, recorder: Recorder, data: FlowData, seed: int) -> dict[str, Any]:
-        size = self.sizes.num_samples
-        target, base = (data.rows(split, range(size)).x_1 for split in ("test", "base_test"))
-        points = recorder.points[1:]
-        steps, energy = [p["step"] for p in points], [p["target_energy"] for p in points]
-        return {
-            "curve": {key: [point[key] for point in recorder.points] for key in recorder.points[0]},
-            "gap": quality(base, target, seed),
-            "exact": recorder.exact,
-            "last": recorder.last,
-            "instantaneous_variance": stability.instantaneous_variance(energy, min(3, len(energy))),
-            "spearman": stability.spearman_correlation(steps, energy),
-        }
 
     def _shown(self, data: FlowData, base: Velocity, tuned: Velocity, seed: int) -> dict[str, Tensor]:
         truth = data.rows("test", range(self.sizes.num_samples))
