@@ -116,7 +116,7 @@ def _figures(results: dict[str, Any]) -> str:
 def _usage(results: dict[str, Any]) -> str:
     given = ", batch_size=4"
     if results["conditions"] == ["class_labels"]:
-        given = f", class_labels={(results['data'].get('labels') or list(range(results['num_classes'])))[:4]}"
+        given = f", class_labels={results['labels'][:4]}"
     elif results["conditions"]:  # vectors: some of those it was trained under
         given = "".join(f', {key}=pipeline.conditions["{key}"][:4]' for key in results["conditions"])
     lines = [

@@ -1,5 +1,7 @@
 """Small stand-ins: data, a pretrained pipeline for each kind of data, and settings under which a run takes a second."""
 
+import hashlib
+
 import torch
 
 from hf_flowft import FlowODEScheduler, FlowPipeline, VelocityMLP
@@ -50,3 +52,8 @@ def pretrained(kind: str, **options) -> FlowPipeline:
 def kind_of(config) -> str:
     """The name of the data section of a config."""
     return next(name for name, (kind, _) in DATA.items() if kind is type(config.data))
+
+
+def tree(folder) -> dict:
+    """Every file of a folder by its digest."""
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}

@@ -90,24 +90,20 @@ class FlowData:
         column = self.condition_columns.get("class_labels")
         if column is None:
             return 0
-        return max(len(self.label_names), 1 + self.label_range[1])
+        return max(len(self.label_names), 1 + self.labels()[-1])
 
-    @property
-    def label_range(self) -> tuple[int, int]:
-        """The smallest and the largest label in any split.  Raises: ValueError for labels that are not whole numbers >= 0."""
+    def labels(self, *splits: str) -> list[int]:
+        """The labels that occur in these splits (without any: in all), in order.  Raises: ValueError for what are not whole numbers >= 0."""
         column = self.condition_columns["class_labels"]
-        labels = [_condition(split.with_format("numpy")[:][column], column) for split in self._columns(column)]
-        if any(x.is_floating_point() or x.ndim != 1 for x in labels):
+        parts = [self.conditions(split)["class_labels"] for split in splits or self.splits]
+        if any(x.is_floating_point() or x.ndim != 1 for x in parts):
             raise ValueError(f"the label column {column!r} of {self.name!r} must hold one whole number a row.")
-        low, high = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
-        if low < 0:
+        found: list[int] = torch.cat(parts).unique().tolist()
+        if found[0] < 0:
             raise ValueError(
-                f"the label column {column!r} of {self.name!r} holds {low}: labels are numbered from 0 (remove unlabelled rows)."
+                f"the label column {column!r} of {self.name!r} holds {found[0]}: labels are numbered from 0 (remove unlabelled rows)."
             )
-        return low, high
-
-    def _columns(self, column: str) -> list[Dataset]:
-        return [split.select_columns([column]) for split in self.splits.values()]
+        return found
 
     def rows(self, split: str, index: Sequence[int] | None = None) -> Batch:
         """Rows of a split (all without `index`), normalised, float32, on the CPU.
