@@ -33,11 +33,12 @@ def gradients(net, x, num_steps, method="euler", **options):
 
 
 @METHODS
-def test_checkpointed_is_direct_bitwise(method, network, generator):
-    """Recomputing inside each step changes nothing: end and gradients are the same bits."""
+def test_checkpointed_is_direct(method, network, generator):
+    """Recomputing inside each step changes nothing: the end is the same bits, gradients are the same sums in another order."""
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
     direct, checkpointed = (gradients(network, x, 5, method, gradient=mode) for mode in ("direct", "checkpointed"))
-    assert all(torch.equal(a, b) for a, b in zip(direct, checkpointed, strict=True))
+    assert torch.equal(direct[0], checkpointed[0])
+    torch.testing.assert_close(checkpointed, direct, rtol=1e-13, atol=1e-14)
 
 
 @METHODS
@@ -53,7 +54,7 @@ def test_gradients_are_finite_differences(method, gradient, network, generator):
         def net(inputs):
             return torch.func.functional_call(network, dict(zip(names, values, strict=True)), inputs)
 
-        return solve(as_field(net), start, uniform_times(3), method, gradient=gradient)
+        return solve(as_field(net), start, uniform_times(3), method, gradient=gradient, parameters=values)
 
     assert torch.autograd.gradcheck(end, (x, *network.parameters()))
 
@@ -91,11 +92,11 @@ def test_checkpointed_keeps_one_state_a_step(network, generator):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            solve(as_field(network), x, uniform_times(num_steps), gradient=mode)
+            solve(as_field(network), x, uniform_times(num_steps), gradient=mode, parameters=network.parameters())
         return count
 
     assert saved("direct", 12) - saved("direct", 8) == saved("direct", 8) - saved("direct", 4) > 0
-    assert saved("checkpointed", 8) == 8 * x.numel()
+    assert saved("checkpointed", 8) - saved("checkpointed", 4) == 4 * x.numel()
 
 
 @pytest.mark.parametrize(
