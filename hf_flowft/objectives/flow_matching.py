@@ -97,7 +97,8 @@ class FlowMatchingObjective(Objective):
 
     def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The weighted squared error of the velocity."""
-        return self.regression(velocity(batch.x_t, batch.t, **batch.condition), self.target(batch, step), batch.t), {}
+        target = self.target(batch, step)  # first: a reference then works in the memory that the activations will fill
+        return self.regression(velocity(batch.x_t, batch.t, **batch.condition), target, batch.t), {}
 
 
 @dataclass(frozen=True)
