@@ -108,9 +108,7 @@ def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, An
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
     if result.results:
-        print(
-            f"{result.results['selection']['verdict']}\nWritten to {result.folder}: pipeline, results.json, README.md, figures."
-        )
+        print(f"Written to {result.folder}: pipeline, results.json, README.md, figures.")
 
 
 def _evaluate(options: argparse.Namespace, settings: list[str]) -> None:

@@ -49,8 +49,7 @@ def main(out: Path, quick: bool = False) -> None:
     `quick` trains for a few steps only, to see that everything runs. What is finished already is reused.
     """
     started = time.perf_counter()
-    base_config = config_of("digits_base", out, quick)
-    base = run_or_reuse(base_config)
+    base = run_or_reuse(config_of("digits_base", out, quick))
     runs = {}
     for index, (name, config_name) in enumerate(METHODS.items(), 1):
         print(f"\n[{index}/{len(METHODS)}] {name}")
@@ -59,7 +58,7 @@ def main(out: Path, quick: bool = False) -> None:
     write_json(out / "results.json", results)
     table = comparison_table(results)
     (out / "table.md").write_text(table + "\n")
-    draw(out / "figures", base, runs, base_config)
+    draw(out / "figures", base, runs, config_of("digits_plain", out, quick))
     print(
         f"\n{table}\n\nEnergy distance to held-out images within labels, lower is better (mean ± standard error over noise draws)."
     )
@@ -113,7 +112,7 @@ def comparison_table(results: dict[str, Any]) -> str:
 
 
 def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunConfig) -> None:
-    """The pictures of the study."""
+    """The pictures of the study; `config` names data with the old and the new digits, so that all ten are drawn."""
     data = load_data(config)
     batch = pictured(data, config.seed)
 
