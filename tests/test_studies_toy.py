@@ -8,8 +8,10 @@ from torch import nn
 
 from hf_flowft import EvalConfig, FlowMatchingObjective, FlowTrainer, ToyConfig, TrainConfig, load_config, load_toy
 from hf_flowft.cli import main as cli
+from hf_flowft.metrics.distances import wasserstein_2
 from hf_flowft.studies import toy, toy_report
 from hf_flowft.studies.toy import QUICK, TITLES, EndPoint, ToyStudy
+from hf_flowft.studies.toy_metrics import CENTRES, share_matched_w2
 
 CONFIGS = ("toy_base", "toy_mle", "toy_gav", "toy_mlp_residual")
 FIGURES = ("steps", "error_map", "error_reduction", "bad_paths", "histograms", "samples", "gap")
@@ -132,6 +134,16 @@ def test_claims_are_judged_by_paired_differences(outcome, values, holds):
     verdict = toy_report.check(toy_report.Claim("a against b", "a", outcome, "b"), cells)
     assert verdict["holds"] is holds
     assert verdict["difference"]["value"] == pytest.approx(sum(values) / 2 - 0.205)
+
+
+def test_shares_are_matched():
+    """Wrong shares cost nothing, wrong places cost what they cost."""
+    truth = CENTRES[torch.tensor([0, 0, 0, 1, 2, 3, 4, 4])]
+    x = CENTRES[torch.tensor([0, 1, 1, 1, 2, 2, 3, 4])]
+    assert wasserstein_2(x, truth) > 1
+    assert share_matched_w2(x, truth) == 0
+    assert share_matched_w2(x + 0.1, truth) == pytest.approx(0.1 * 2**0.5, rel=1e-5)
+    assert share_matched_w2(x[x[:, 0] < 1], truth) > 1  # nothing at two centres: their mass comes from the others
 
 
 def test_configs_train_as_the_study_does():

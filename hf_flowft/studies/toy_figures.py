@@ -15,7 +15,8 @@ from ..couplings import squared_distances
 from ..figures import COLOURS, new_figure, save_figure, scatter_panels
 from ..sampling import generate
 from ..velocity import Velocity
-from .toy import BAD, CENTRES, TABLE_STEPS, TITLES, ToyStudy
+from .toy import TABLE_STEPS, TITLES, ToyStudy
+from .toy_metrics import BAD, CENTRES
 from .toy_report import CellsOfMethods, summary
 
 LIMIT = 3.0

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 from ..results import RESULTS_VERSION, environment, write_json
 from ..tables import markdown_table, number
 from ..training.evaluation import mean_and_error
-from .toy import BAD, BASELINES, TABLE_STEPS, TITLES, ToyStudy
+from .toy import BASELINES, TABLE_STEPS, TITLES, ToyStudy
+from .toy_metrics import BAD
 
 CellsOfMethods = dict[str, list[dict[str, Any]]]
 """Method -> its cells, one a seed."""
@@ -20,6 +21,7 @@ COLUMNS = {
     "distance": "distance to centre",
     "bad_share": f"farther than {BAD}",
     "w2": "W2",
+    "w2_matched": "W2, shares matched",
     "sliced_w2": "sliced W2",
     "mode_error": "mode shares, TV",
     "std_ratio": "std in mode / data's",
@@ -41,9 +43,12 @@ CLAIMS = (
     Claim("MLE with an ot_output bank beats flow matching of the same length", "ot_output", "lower", "fm_2000"),
     Claim("... has fewer bad samples", "ot_output", "lower", "fm_2000", "bad_share"),
     Claim("... is no farther from the data", "ot_output", "not higher", "fm_2000", "w2"),
+    Claim("... is nearer to it, mode shares apart", "ot_output", "lower", "fm_2000", "w2_matched"),
+    Claim("... has no worse mode shares", "ot_output", "not higher", "fm_2000", "mode_error"),
     Claim("... does not shrink the modes below the data's", "data", "not higher", "ot_output", "std_ratio"),
     Claim("A fixed bank of noise and data does so too", "fixed", "lower", "fm_2000"),
     Claim("... is no farther from the data", "fixed", "not higher", "fm_2000", "w2"),
+    Claim("... is nearer to it, mode shares apart", "fixed", "lower", "fm_2000", "w2_matched"),
     Claim("Pairs re-drawn in every step harm the base", "sorted", "higher", "fm_1000"),
     Claim("The inverse ODE's pairs do not reach flow matching of the same length", "inverse", "higher", "fm_2000"),
     Claim("Trained at 10 steps it is worse than its base at one", "ot_output", "higher", "fm_1000", num_steps=1),
@@ -59,7 +64,7 @@ CLAIMS = (
 
 def values(cells: Sequence[dict[str, Any]], metric: str, num_steps: int = TABLE_STEPS) -> list[float]:
     """A metric of a method's cells, one number a seed."""
-    return [cell["w2"] if metric == "w2" else cell["steps"][str(num_steps)][metric] for cell in cells]
+    return [cell[metric] if metric in ("w2", "w2_matched") else cell["steps"][str(num_steps)][metric] for cell in cells]
 
 
 def summary(cells: Sequence[dict[str, Any]], metric: str, num_steps: int = TABLE_STEPS) -> dict[str, float]:
@@ -114,14 +119,15 @@ def _metrics(study: ToyStudy, cells: Sequence[dict[str, Any]]) -> dict[str, Any]
         for metric in cells[0]["steps"][str(TABLE_STEPS)]
         for n in study.sizes.num_steps
     }
-    return {f"w2@{TABLE_STEPS}": summary(cells, "w2"), **curves}
+    return {f"{metric}@{TABLE_STEPS}": summary(cells, metric) for metric in ("w2", "w2_matched")} | curves
 
 
 def _markdown(study: ToyStudy, cells: CellsOfMethods, training: dict[str, Any], claims: list[dict[str, Any]]) -> str:
     sizes = study.sizes
     header = (
-        f"Five Gaussians in two dimensions; mean ± standard error over {sizes.seeds} seeds; Euler's method, {sizes.num_samples:,} samples. "
-        f"the exact W2 is between {sizes.num_exact:,}. MLE is trained for {sizes.half:,} steps at N = 10 from the flow of {sizes.half:,} steps; the baseline has {sizes.fm_steps:,}. "
+        f"Five Gaussians in two dimensions; mean ± standard error over {sizes.seeds} seeds; Euler's method, {sizes.num_samples:,} samples; "
+        f"the exact W2 is taken between {sizes.num_exact:,}, and is mostly the luck of the mode shares: beside it stands that of samples "
+        f"with the truth's shares. MLE is trained for {sizes.half:,} steps at N = 10 from the flow of {sizes.half:,} steps; the baseline has {sizes.fm_steps:,}. "
         "Weights: raw, after the last step, whether or not the do-no-harm selection would have returned them."
     )
     parts = [
@@ -169,7 +175,7 @@ def _claims_table(claims: list[dict[str, Any]]) -> str:
 
 
 def _rounded(entry: dict[str, float]) -> dict[str, float]:
-    """A mean with the decimals its standard error supports (two figures of the error), at most four."""
+    """A mean with the decimals its standard error supports (two figures of the error), at most four; never -0."""
     error = entry["stderr"] if entry["stderr"] > 1e-6 else 0.0  # less is rounding
     places = min(4, max(0, 1 - math.floor(math.log10(error)))) if error else 4
-    return {**entry, "value": round(entry["value"], places), "stderr": error}
+    return {**entry, "value": round(entry["value"], places) + 0.0, "stderr": error}
