@@ -111,9 +111,9 @@ def verdicts(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     for method in (m for m in OPTIMAL if m in there and m not in OT_BASELINES):
         plain += comparison.wins(method, OT_BASELINES)
     found = {"the better of plain and plain + warm-up (under the same coupling)": plain}
-    if all(m in there for m in INTERPOLATED):
-        rows = [row for method in annealed for row in comparison.wins(method, list(INTERPOLATED))]
-        found["the better of interpolated weights and velocities"] = rows
+    if "velocities" in there:
+        rows = [row for method in annealed for row in comparison.wins(method, ["velocities"])]
+        found["interpolated velocities, which need no training beyond plain"] = rows
     schedules = [m for m in OTHER_SCHEDULES if m in there]
     if schedules:
         rows = [row for m in schedules for row in matched(comparison, [m, "gft"]).wins(m, ["gft"])]
