@@ -165,11 +165,13 @@ def _steps_table(study: ToyStudy, cells: CellsOfMethods, metric: str) -> str:
 
 
 def _claims_table(claims: list[dict[str, Any]]) -> str:
+    """A claim of no harm that was not contradicted is not thereby proven, and says so."""
     rows = []
     for claim in claims:
         what = f"{claim['metric']} at N = {claim['num_steps']}: {claim['method']} minus {claim['against']}"
+        holds = "not contradicted" if claim["outcome"] == "not higher" else "holds"
         rows.append(
-            [claim["text"], what, number(_rounded(claim["difference"])), "holds" if claim["holds"] else "does not hold"]
+            [claim["text"], what, number(_rounded(claim["difference"])), holds if claim["holds"] else "does not hold"]
         )
     return markdown_table(["claim", "measured by", "difference", ""], rows)
 
