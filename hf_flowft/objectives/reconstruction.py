@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..conventions import time_grid
-from ..couplings import Coupling, IndependentCoupling, OTCoupling, Shard, couple
+from ..couplings import COUPLINGS, Coupling, IndependentCoupling, OTCoupling, Shard, couple
 from ..gradients import GradientMode, solve
 from ..solvers import FixedMethod, tableau
 from ..velocity import Velocity
@@ -152,7 +152,7 @@ class ReconstructionConfig:
     covariance: Covariance = "scalar"
     """scalar: plain squared error; diagonal: divided by the data's variance; learned: trained with the model."""
     flow_matching_weight: float = 0.0
-    """Weight of a flow-matching loss beside the reconstruction."""
+    """Weight of a flow-matching loss, with the base's coupling, beside the reconstruction."""
     anchor_weight: float = 0.0
     """Weight of a gradual fine-tuning loss (temperature of `train.temperature`) beside the reconstruction."""
 
@@ -160,11 +160,11 @@ class ReconstructionConfig:
         """The objective.  Raises: ValueError when both mixtures are asked for."""
         if self.flow_matching_weight and self.anchor_weight:
             raise ValueError("choose one mixture: objective.flow_matching_weight or objective.anchor_weight.")
-        mixture: Objective | None = FlowMatchingObjective() if self.flow_matching_weight else None
+        coupling = COUPLINGS.get(context.base_coupling, IndependentCoupling)()  # the velocity the base has learned
+        mixture: Objective | None = FlowMatchingObjective(coupling=coupling) if self.flow_matching_weight else None
         if self.anchor_weight:
-            mixture = GradualObjective(
-                context.require_reference("mle with an anchor"), context.temperature, context.num_steps
-            )
+            reference = context.require_reference("mle with an anchor")
+            mixture = GradualObjective(reference, context.temperature, context.num_steps, coupling=coupling)
         in_batch: dict[str, Coupling] = {"sorted": OTCoupling(), "independent": IndependentCoupling()}
         return ReconstructionObjective(
             self.num_steps,

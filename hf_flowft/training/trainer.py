@@ -113,7 +113,8 @@ class FlowTrainer:
         )
         self.ema = EMA(self.trained, self.config.ema_decay, self.config.ema_mode) if self.config.ema_decay else None
         self.velocity = step.velocity
-        self.train_step, self.optimizer = self.accelerator.prepare(step, optimizer)
+        self.train_step, scaled = self.accelerator.prepare(step, optimizer)
+        self.optimizer = scaled if self.config.mixed_precision == "fp16" else optimizer  # the wrapper searches the disk
 
     def train(self) -> TrainResult:
         """Train, evaluate along the way, and load the best weights into the model.
