@@ -41,13 +41,11 @@ class FlowTrainer:
         data: its `train` split is trained on, `validation` selects, `base_validation` measures forgetting.
         objective: the loss; any object that obeys `Objective`.
         train, evaluation: settings; output_dir: where checkpoints go, None writes nothing.
-        seed: of batch order, noise, times and evaluation noise.
+        seed: of batch order, noise, times and evaluation noise; shift: of the sampler's grid.
         rows: where training batches come from instead of the training split, e.g. `BankRows` of pairs.
-        shift: of the sampler's grid.
         null_condition: null values for `condition_dropout`.
         features, metric: for the evaluation, see `Evaluator`.
-        callbacks: objects that watch the run.
-        identity: the resolved settings of the run, kept in checkpoints so that resuming under others is refused.
+        callbacks: objects that watch the run; identity: the resolved settings of the run, kept in checkpoints so that resuming under others is refused.
     """
 
     def __init__(
