@@ -139,7 +139,9 @@ class OTCoupling:
 
     def __call__(self, x_0: Tensor, x_1: Tensor, condition: Condition | None = None) -> Tensor:
         """See `Coupling`.  Raises: ValueError when the sizes differ or values are not finite."""
-        return conditional_permutation(_exact, x_0, x_1, condition, self.condition_mode, self.condition_weight)
+        return conditional_permutation(
+            exact_assignment, x_0, x_1, condition, self.condition_mode, self.condition_weight
+        )
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,6 @@ class SinkhornCoupling:
             warn=False,
         )
         return round_to_permutation(plan)
-
-
-def _exact(cost: np.ndarray, dimension: int) -> np.ndarray:
-    return exact_assignment(cost, dimension)
 
 
 def conditional_permutation(

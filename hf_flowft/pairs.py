@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,12 +114,12 @@ class PairBuilder:
 
     def _fixed(self, data: Batch, generator: torch.Generator) -> Batch:
         x_0 = torch.randn(data.x_1.shape, generator=generator)
-        return replace(data, x_0=x_0[conditional_permutation(_exact, x_0, data.x_1, data.condition)])
+        return replace(data, x_0=x_0[conditional_permutation(exact_assignment, x_0, data.x_1, data.condition)])
 
     def _ot_output(self, data: Batch, generator: torch.Generator) -> Batch:
         x_0 = torch.randn(data.x_1.shape, generator=generator)
         outputs = self.outputs(x_0, data.condition, "outputs of the base")
-        return replace(data, x_0=x_0[conditional_permutation(_exact, outputs, data.x_1, data.condition)])
+        return replace(data, x_0=x_0[conditional_permutation(exact_assignment, outputs, data.x_1, data.condition)])
 
     def _inverse(self, data: Batch, generator: torch.Generator) -> Batch:
         times = uniform_times(self.config.num_steps, 1.0, 0.0)
@@ -146,7 +145,3 @@ class PairBuilder:
         x_0 = torch.randn(self.config.num_pairs, *data.x_1.shape[1:], generator=generator)
         condition = draw_rows(conditions, self.config.num_pairs, generator)
         return Batch(self.outputs(x_0, condition, "fine solutions of the base"), condition, x_0=x_0)
-
-
-def _exact(cost: np.ndarray, dimension: int) -> np.ndarray:
-    return exact_assignment(cost, dimension)

@@ -69,12 +69,8 @@ class FlowTrainer:
         self.model, self.data, self.config, self.seed = model, data, train, seed
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.callbacks = callbacks
-        self.identity = identity or {
-            "seed": seed,
-            "objective": objective.name,
-            "train": asdict(train),
-            "eval": asdict(evaluation),
-        }
+        settings = {"train": asdict(train), "eval": asdict(evaluation)}
+        self.identity = identity or {"seed": seed, "objective": objective.name, **settings}
         self.accelerator = Accelerator(
             mixed_precision=train.mixed_precision,
             log_with=train.report_to or None,
@@ -164,11 +160,14 @@ class FlowTrainer:
             group["lr"] = self.config.lr_at(self.step)
         parts = self.config.gradient_accumulation_steps
         total, logs = 0.0, {}
+        late = self.accelerator.device.type == "cpu"  # there, memory freed before a forward is paged in again
+        if not late:
+            self.optimizer.zero_grad()
         for i, micro in enumerate(batch.split(parts), 1):
             with nullcontext() if i == parts else self.accelerator.no_sync(self.train_step):
                 generator = keyed_generator(self.seed, "loss", self.step)
                 loss, logs = self.train_step(micro.to(self.accelerator.device), self.step, generator)
-                if i == 1:  # freed before the forward, their memory is paged in again: a tenth of a CPU step
+                if i == 1 and late:
                     self.optimizer.zero_grad()
                 self.accelerator.backward(loss / parts)
             total += loss.item() / parts
