@@ -1,12 +1,14 @@
-"""Shared fixtures: one torch thread a process, no network, and the development data where it is present."""
+"""Shared fixtures: one torch thread a process, no network but a Hub in memory, and the development data where it is present."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from hub_fixtures import hub as hub
+from hub_fixtures import hub_env as hub_env
+from hub_fixtures import offline as offline
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 torch.set_num_threads(1)
 
