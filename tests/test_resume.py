@@ -71,7 +71,7 @@ def trainer(folder, objective="fm", resume="", num_steps=10, cls=VelocityMLP, **
 
 def state(run):
     """Everything that must be equal: live weights, EMA, optimiser, history and scores."""
-    flat = {**{f"w.{k}": v for k, v in run._weights().items()}, **{f"e.{k}": v for k, v in run.ema.shadow.items()}}
+    flat = {**{f"w.{k}": v for k, v in run.weights().items()}, **{f"e.{k}": v for k, v in run.ema.shadow.items()}}
     moments = run.optimizer.state_dict()["state"]
     flat |= {f"o.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
     return flat, run.history, run.selection.state()

@@ -1,4 +1,8 @@
-"""Checkpoints: folders that appear atomically, say what is in them, and are checked before they are believed."""
+"""Checkpoints: folders that appear atomically, say what is in them, and are checked before they are believed.
+
+A process may be killed between any two operations on files. Whatever is being written or deleted is called `.checkpoint-<step>.tmp`, and a
+checkpoint that is about to be replaced `.checkpoint-<step>.old`; `recover` clears up after a kill.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "state.json"
+STATE_TYPES: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "history": list,
+    "selection": dict,
+    "identity": dict,
+    "frozen": str,
+    "counts": dict,
+    "seconds": (int, float),
+    "scaler": dict,
+    "files": dict,
+}
+"""What state.json holds beside `format_version`: written by `resume.save`, `files` by `save_checkpoint`."""
 
 
 class CheckpointError(ValueError):
@@ -30,10 +46,23 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [
-        p for p in (run_folder / "checkpoints").glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()
-    ]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    found = [p for p in (run_folder / "checkpoints").glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(folder.name.partition("-")[2])
+
+
+def recover(run_folder: Path) -> None:
+    """Clear up after a kill: a checkpoint that was about to be replaced is put back, what was half written or half deleted goes."""
+    for hidden in sorted((run_folder / "checkpoints").glob(".checkpoint-*")):
+        folder = hidden.with_name(hidden.stem[1:])
+        if hidden.suffix == ".old" and not folder.exists():
+            os.replace(hidden, folder)
+        elif hidden.suffix in (".old", ".tmp"):
+            shutil.rmtree(hidden)
 
 
 def save_checkpoint(
@@ -43,8 +72,8 @@ def save_checkpoint(
 
     Args: `tensors`: file stem -> tensors, one safetensors file each (empty ones are left out); `optimizer`: its state dict; `state`: JSON-able.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(f".{folder.name}{suffix}") for suffix in (".tmp", ".old"))
+    recover(folder.parents[1])
     temporary.mkdir(parents=True)
     for stem, group in tensors.items():
         if group:
@@ -53,11 +82,14 @@ def save_checkpoint(
     files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
     text = json.dumps({"format_version": FORMAT_VERSION, **state, "files": files}, indent=1)
     (temporary / STATE_FILE).write_text(text)
-    for path in temporary.iterdir():
+    for path in (*temporary.iterdir(), temporary):
         _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(temporary, folder)
     _flush(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _flush(path: Path) -> None:
@@ -74,11 +106,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def prune_checkpoints(run_folder: Path, limit: int) -> None:
-    """Delete the oldest checkpoints beyond `limit` (0 keeps all)."""
-    if limit:
-        for folder in list_checkpoints(run_folder)[:-limit]:
-            shutil.rmtree(folder)
+def prune_checkpoints(run_folder: Path, limit: int, step: int) -> None:
+    """Delete the oldest checkpoints beyond `limit` (0 keeps all).
+
+    Those of later steps than `step`, the one just written, do not count: broken ones, or of a part of the run that is being done again.
+    """
+    earlier = [folder for folder in list_checkpoints(run_folder) if step_of(folder) <= step]
+    for folder in earlier[:-limit] if limit else []:
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        os.replace(folder, temporary)
+        shutil.rmtree(temporary)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -90,12 +127,12 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {STATE_FILE}.")
     try:
         state = json.loads((folder / STATE_FILE).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_FILE} is broken: {error}.") from error
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder} has format version {version}; this version reads {FORMAT_VERSION}.")
-    missing = [key for key in ("step", "history", "selection", "identity", "files") if key not in state]
+    missing = [key for key, kind in STATE_TYPES.items() if not isinstance(state.get(key), kind)]
     if missing:
         raise CheckpointError(f"{folder / STATE_FILE} is broken: it says nothing of {', '.join(missing)}.")
     for name, digest in state["files"].items():
@@ -107,22 +144,29 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def find_checkpoint(resume: str, run_folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to resume from, and its state.
+def find_checkpoint(resume: str, run_folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to resume from, and its state; None for `latest` where there is no checkpoint yet.
 
     Args: `resume`: `latest`, or the path of a checkpoint anywhere.  With `latest`, broken ones are named in a warning and the one before is used.
-    Raises: CheckpointError when there is none.
+    Raises: CheckpointError when a path is not a whole checkpoint, or all there are are broken.
     """
     if resume != "latest":
         return Path(resume), read_state(Path(resume))
+    errors = []
     for folder in reversed(list_checkpoints(run_folder)):
         try:
-            return folder, read_state(folder)
+            state = read_state(folder)
         except CheckpointError as error:
-            warnings.warn(f"skipping a broken checkpoint: {error}", stacklevel=2)
-    raise CheckpointError(
-        f"there is no usable checkpoint in {run_folder / 'checkpoints'}; start without resume_from_checkpoint."
-    )
+            errors.append(str(error))
+            continue
+        for text in errors:
+            warnings.warn(f"skipping a broken checkpoint: {text}", stacklevel=2)
+        return folder, state
+    if errors:
+        raise CheckpointError(
+            f"there is no usable checkpoint in {run_folder / 'checkpoints'}: {' '.join(errors)} Start again in another output_dir."
+        )
+    return None
 
 
 def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
@@ -135,46 +179,6 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
     """The optimiser's state.  Raises: CheckpointError for anything but tensors and plain containers."""
     try:
         return torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder / 'optimizer.pt'} holds more than tensors, or is broken: {reason}") from error
-
-
-MAY_CHANGE = (
-    "output_dir",
-    "hub",
-    "train.num_steps",
-    "train.gradient_accumulation_steps",
-    "train.checkpoint_every",
-    "train.checkpoints_total_limit",
-    "train.resume_from_checkpoint",
-    "train.num_workers",
-    "train.report_to",
-    "train.log_every",
-)
-"""Settings a resumed run may change without becoming another run."""
-
-
-def check_same_run(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises CheckpointError naming every setting in which a run differs from the one that wrote the checkpoint."""
-    before, after = flatten(saved), flatten(now)
-    changed = [
-        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{folder} belongs to a run with other settings ({'; '.join(changed)}). Resume with the old ones, or start a new run from its pipeline."
-        )
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; values as JSON text would have them."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..batch import Batch
 from ..cards import render_card
@@ -25,10 +23,11 @@ from ..sampling import draw_rows
 from ..velocity import FrozenVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
-from .checkpoint import check_same_run
-from .config import RunConfig, read_yaml
+from .config import RunConfig
+from .folder import check_folder, write_config
 from .models import Trainee
 from .pictures import SamplePictures, run_figures
+from .step import NonFiniteLossError
 from .trainer import FlowTrainer, TrainResult
 
 
@@ -72,7 +71,8 @@ class Run:
             callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed)),
             identity=config.as_dict(),
         )
-        write_config(self.folder, config)
+        if self.trainer.accelerator.is_main_process:
+            write_config(self.folder, config)
 
     @property
     def shift(self) -> float:
@@ -143,14 +143,18 @@ class Run:
         return {key: torch.cat([_cycled(old[key], size), _cycled(new[key], size)]) for key in new}
 
     def execute(self) -> RunResult:
-        """Train and write the run folder: pipeline, results.json, config.yaml, README.md, figures, checkpoints."""
-        started = time.perf_counter()
-        result = self.trainer.train()
-        seconds = time.perf_counter() - started
+        """Train and write the run folder: pipeline, results.json, config.yaml, README.md, figures, checkpoints.
+
+        Raises: NonFiniteLossError, after the pipeline with the best weights until then has been written; the others of `FlowTrainer.train`.
+        """
+        try:
+            result = self.trainer.train()
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error} {self._keep(error.result)}", error.result) from error
         pipeline = self._pipeline(result)
         if result.stopped or not self.trainer.accelerator.is_main_process:
             return RunResult(pipeline, {}, self.folder)
-        results = self._results(result, seconds)
+        results = self._results(result, result.seconds)
         pipeline.save_pretrained(self.folder / "pipeline")
         results["figures"] = run_figures(
             self.folder, self.data, self._models(result), results, self.config.seed, self.shift
@@ -158,6 +162,15 @@ class Run:
         write_json(self.folder / "results.json", results)
         (self.folder / "README.md").write_text(render_card(results, self.config.as_dict()))
         return RunResult(pipeline, results, self.folder)
+
+    def _keep(self, result: TrainResult) -> str:
+        """Save the best of a run that failed, if it beat the start.  Returns: where it is, in a sentence."""
+        if not result.improved:
+            return "Nothing better than the start had been found by then."
+        folder = self.folder / "pipeline"
+        if self.trainer.accelerator.is_main_process:
+            self._pipeline(result).save_pretrained(folder)
+        return f"The best model until then, of step {result.step}, is in {folder}: a new run can start from it with --model.path."
 
     def _pipeline(self, result: TrainResult) -> FlowPipeline:
         """The result with what is known of it; a base that nothing beat keeps its own description and conditions."""
@@ -222,34 +235,3 @@ def load_data(config: RunConfig) -> FlowData:
     """The data a run names."""
     load = next(load for kind, load in DATA.values() if kind is type(config.data))
     return load(config.data)
-
-
-def check_folder(folder: Path, config: RunConfig) -> None:
-    """Make the run folder where there is none.
-
-    Raises: ValueError when it cannot be made, holds more than a config.yaml, or (when resuming) belongs to a run with other settings.
-    """
-    resuming = bool(config.train.resume_from_checkpoint)
-    existing = folder / "config.yaml"
-    if folder.is_dir() and not resuming and any(path != existing for path in folder.iterdir()):
-        raise ValueError(
-            f"the output folder {folder} is not empty: choose another output_dir, resume with --train.resume_from_checkpoint latest, or delete it."
-        )
-    if resuming and existing.is_file():
-        check_same_run(read_yaml(existing), config.as_dict(), folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"cannot make the output folder {folder}: {error.strerror}; choose another output_dir."
-        ) from error
-
-
-def write_config(folder: Path, config: RunConfig) -> None:
-    """Write config.yaml, once everything fits together.  Raises: ValueError when the folder cannot be written to."""
-    try:
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to the output folder {folder}: {error.strerror}; choose another output_dir."
-        ) from error

@@ -14,7 +14,14 @@ from .selection import Selection
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss or the gradient became NaN or infinite; the last good state has been saved."""
+    """The loss or the gradient became NaN or infinite; the last good state has been saved.
+
+    `result`: the best until then, which the model carries when this is raised.
+    """
+
+    def __init__(self, message: str, result: TrainResult):
+        super().__init__(message)
+        self.result = result
 
 
 class TrainStep(nn.Module):
@@ -31,7 +38,7 @@ class TrainStep(nn.Module):
 
 @dataclass
 class TrainResult:
-    """What a run returns: `model` carries the best weights (the base's, when nothing beat it)."""
+    """What a run returns: `model` carries the best weights (the base's, when nothing beat it); `seconds`: of all its parts."""
 
     model: nn.Module
     step: int
@@ -40,3 +47,4 @@ class TrainResult:
     selection: Selection
     history: list[dict[str, float]]
     stopped: bool
+    seconds: float

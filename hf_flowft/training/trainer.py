@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..batch import Batch
-from ..couplings import Shard
 from ..data import FlowData
 from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
 from ..velocity import Velocity
-from . import checkpoint
+from . import resume
 from .batches import ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
 from .callbacks import Callback
+from .checkpoint import CheckpointError, checkpoint_path, list_checkpoints
 from .ema import EMA, copy_into
-from .evaluation import Evaluator, SampleMetric, Score
-from .guards import private_global_rng, restore_rng, rng_states, stop_signals
+from .evaluation import Evaluator, SampleMetric
+from .guards import private_global_rng, stop_signals
+from .processes import Processes
 from .selection import Selection
 from .settings import EvalConfig, TrainConfig
 from .step import NonFiniteLossError, TrainResult, TrainStep
@@ -71,18 +72,16 @@ class FlowTrainer:
         self.callbacks = callbacks
         settings = {"train": asdict(train), "eval": asdict(evaluation)}
         self.identity = identity or {"seed": seed, "objective": objective.name, **settings}
-        self.accelerator = Accelerator(
-            mixed_precision=train.mixed_precision,
-            log_with=train.report_to or None,
-            project_dir=str(self.output_dir or "."),
-        )
-        self.shard = Shard(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.gather)
+        self.processes = Processes(train, self.output_dir)
+        self.accelerator = self.processes.accelerator
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
         drop = train.condition_dropout
         self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
         self.selection = Selection(evaluation)
         self.step, self.history = 0, list[dict[str, float]]()
+        self.seconds_before, self.started = 0.0, time.perf_counter()
+        self._saved: Path = None
         self._build(objective)
 
     def _build(self, objective: Objective) -> None:
@@ -113,28 +112,35 @@ class FlowTrainer:
     def train(self) -> TrainResult:
         """Train, evaluate along the way, and load the best weights into the model.
 
-        Raises: CheckpointError when a checkpoint cannot be resumed; NonFiniteLossError with the step and rows; ValueError from objective and data.
+        Raises: CheckpointError when a checkpoint cannot be resumed, or would be mixed with those of another run; NonFiniteLossError with
+        the step and rows; ValueError from objective and data.
         """
+        self.started, shard = time.perf_counter(), self.processes.shard
         if self.config.report_to:
             self.accelerator.init_trackers("hf_flowft", config={})
-        with private_global_rng(keyed_seed(self.seed, "global", self.shard.rank)), stop_signals() as stop:
+        with private_global_rng(keyed_seed(self.seed, "global", shard.rank)), stop_signals() as stop:
             if self.config.resume_from_checkpoint:
-                self._resume()
-            self.order = SampleOrder(len(self.rows), self.config.batch_size, self.seed, self.shard)
+                self._saved = resume.restore(self)
+            elif self.output_dir is not None and list_checkpoints(self.output_dir):
+                raise CheckpointError(
+                    f"{self.output_dir} holds checkpoints of an earlier run: resume it with resume_from_checkpoint latest, or choose another output_dir."
+                )
+            self.order = SampleOrder(len(self.rows), self.config.batch_size, self.seed, shard)
             if not self.selection.scores:
                 self._evaluate()
             batches = drawn_batches(self.rows, self.order, self.objective, self.step, self.seed, self.dropout)
             stopped = self._loop(batches, stop)
-        if self.config.report_to:
-            self.accelerator.end_training()
-        if (
-            stopped and self.output_dir is None
-        ):  # no folder for a checkpoint: a part of a run must not pass for a whole one
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if stopped and self.output_dir is None:  # no checkpoint: a part of a run must not pass for a whole one
             raise KeyboardInterrupt
-        return self._finish(stopped)
+        result = self._finish(stopped)
+        if self.processes.is_main:
+            tqdm.write("Stopped: go on with --train.resume_from_checkpoint latest." if stopped else result.verdict)
+        return result
 
     def _loop(self, batches: Iterator[Batch], stop: threading.Event) -> bool:
-        quiet = None if self.accelerator.is_main_process else True
+        quiet = None if self.processes.is_main else True
         with tqdm(total=self.config.num_steps, initial=self.step, desc=self.objective.name, disable=quiet) as bar:
             self.train_step.train()
             while self.step < self.config.num_steps and not self.selection.exhausted:
@@ -145,13 +151,12 @@ class FlowTrainer:
                     self._log(logs, bar)
                 if self.step % self.evaluator.config.every == 0 or self.step == self.config.num_steps:
                     self._evaluate()
-                every, stopping = self.config.checkpoint_every, self._anywhere(stop.is_set())
+                every, stopping = self.config.checkpoint_every, self.processes.anywhere(stop.is_set())
                 if stopping or (every and self.step % every == 0):
                     self.save_checkpoint()
                 if stopping:
                     return True
-        if not self.config.checkpoint_every or self.step % self.config.checkpoint_every:
-            self.save_checkpoint()
+        self.save_checkpoint()
         return False
 
     def _optimise(self, batch: Batch) -> Logs:
@@ -181,64 +186,46 @@ class FlowTrainer:
 
     def _require_finite(self, loss: float, norm: Tensor) -> None:
         scaled = self.config.mixed_precision == "fp16"  # the gradient scaler skips steps whose gradients overflow
-        if not self._anywhere(not math.isfinite(loss if scaled else loss + 0 * float(norm))):
+        if not self.processes.anywhere(not math.isfinite(loss if scaled else loss + 0 * float(norm))):
             return
         self.save_checkpoint()
         rows = self.order.rows(self.step)[:8].tolist()
-        saved = (
-            f" The state before this step is in {checkpoint.checkpoint_path(self.output_dir, self.step)}."
-            if self.output_dir
-            else ""
-        )
+        saved = f" The state before this step is in {self._saved}." if self.output_dir else ""
         raise NonFiniteLossError(
             f"the loss or its gradient is not finite at step {self.step} (loss {loss}), in the batch of training rows "
-            f"{rows} ... Lower the learning rate, or look at those rows.{saved}"
+            f"{rows} ... Lower the learning rate, or look at those rows.{saved}",
+            self._finish(stopped=True),
         )
 
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether a flag is set on any process, so that all of them act alike."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
-
-    def _mean(self, value: float) -> float:
-        """The mean over the processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).mean())
-
     def _log(self, logs: Logs, bar: tqdm) -> None:
-        numbers = {key: self._mean(float(value)) for key, value in logs.items()}
+        numbers = {key: self.processes.mean(float(value)) for key, value in logs.items()}
         entry = {"step": self.step, "lr": self.config.lr_at(self.step - 1), **numbers}
         self.history.append(entry)
         bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
         if self.config.report_to:
             self.accelerator.log(entry, step=self.step)
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             for callback in self.callbacks:
                 callback.on_log(self, self.step, numbers)
 
     def _evaluate(self) -> None:
         """Score the current (averaged) weights and keep them when they are the best so far."""
         with self.ema.applied() if self.ema is not None else nullcontext():
-            box: list[Score | None] = [None]
-            if self.accelerator.is_main_process:
-                box[0] = self.evaluator.score(self.velocity, self.step)
-            if self.accelerator.num_processes > 1:
-                broadcast_object_list(box)
-            is_best = self.selection.add(box[0])
+            main = self.processes.is_main
+            score = self.processes.from_main(self.evaluator.score(self.velocity, self.step) if main else None)
+            is_best = self.selection.add(score)
             if is_best:
-                self.best_weights = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+                self.best_weights = {name: tensor.detach().clone() for name, tensor in self.weights().items()}
             if self.step == 0:
                 self.base_weights = self.best_weights
-            if self.accelerator.is_main_process:
+            if main:
                 for callback in self.callbacks:
-                    callback.on_evaluate(self, box[0], is_best)
+                    callback.on_evaluate(self, score, is_best)
         self.train_step.train()
         if self.config.report_to:
-            self.accelerator.log({"selection": box[0].value}, step=self.step)
+            self.accelerator.log({"selection": score.value}, step=self.step)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """What training changes: trained parameters and buffers, by name."""
         module = self.accelerator.unwrap_model(self.train_step)
         frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
@@ -248,51 +235,27 @@ class FlowTrainer:
             if name not in frozen and not name.startswith("objective.reference")
         }
 
+    @cached_property
+    def frozen_digest(self) -> str:
+        """What the run does not train (a frozen base, a reference), as a digest: a resumed run must find it unchanged."""
+        return resume.digest(self.accelerator.unwrap_model(self.train_step), self.weights())
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training so far, in all parts of the run."""
+        return self.seconds_before + time.perf_counter() - self.started
+
     def _finish(self, stopped: bool) -> TrainResult:
+        """Load the best weights into the model."""
         improved = self.selection.improved
-        copy_into(self._weights(), self.best_weights if improved else self.base_weights)
+        copy_into(self.weights(), self.best_weights if improved else self.base_weights)
         self.model.eval()
-        verdict = self.selection.verdict(self.evaluator.metric_name)
-        if self.accelerator.is_main_process:
-            tqdm.write("Stopped: go on with --train.resume_from_checkpoint latest." if stopped else verdict)
-        step = self.selection.best.step if improved else 0
-        return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped)
+        verdict, step = self.selection.verdict(self.evaluator.metric_name), self.selection.best.step if improved else 0
+        return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped, self.seconds)
 
     def save_checkpoint(self) -> None:
-        """Write everything a bitwise resume needs to `checkpoints/checkpoint-<step>`; nothing without an output folder."""
-        if self.output_dir is None:
+        """Write everything a bitwise resume needs to `checkpoints/checkpoint-<step>`; nothing without an output folder, or twice."""
+        if self.output_dir is None or checkpoint_path(self.output_dir, self.step) == self._saved:
             return
-        rng = rng_states(lambda x: self.accelerator.gather(x.to(self.accelerator.device)))
-        if self.accelerator.is_main_process:
-            folder = checkpoint.checkpoint_path(self.output_dir, self.step)
-            groups = {
-                "weights": self._weights(),
-                "ema": self.ema.shadow if self.ema is not None else {},
-                "best": self.best_weights,
-                "base": self.base_weights,
-                "rows": self.rows.tensors(),
-                "rng": rng,
-            }
-            state = {
-                "step": self.step,
-                "history": self.history,
-                "selection": self.selection.state(),
-                "identity": self.identity,
-            }
-            checkpoint.save_checkpoint(folder, groups, self.optimizer.state_dict(), state)
-            checkpoint.prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
-        self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> None:
-        folder, state = checkpoint.find_checkpoint(self.config.resume_from_checkpoint, self.output_dir or Path("."))
-        checkpoint.check_same_run(state["identity"], self.identity, folder)
-        copy_into(self._weights(), checkpoint.load_tensors(folder, "weights"))
-        if self.ema is not None:
-            self.ema.load(checkpoint.load_tensors(folder, "ema"))
-        self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
-        self.best_weights = checkpoint.load_tensors(folder, "best")
-        self.base_weights = checkpoint.load_tensors(folder, "base")
-        self.selection.load(state["selection"])
-        self.step, self.history = state["step"], state["history"]
-        self.rows.load(checkpoint.load_tensors(folder, "rows"))
-        restore_rng(checkpoint.load_tensors(folder, "rng"), self.shard.rank)
+        resume.save(self)
+        self._saved = checkpoint_path(self.output_dir, self.step)
