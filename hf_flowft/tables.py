@@ -25,13 +25,18 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def metrics_table(columns: dict[str, dict[str, Any]]) -> str:
-    """Metrics of several models side by side: model -> metric -> {value, stderr, count, direction}."""
+    """Metrics of several models side by side: model -> metric -> {value, stderr, count, repeats, direction}."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
     first = {name: next(m[name] for m in columns.values() if name in m) for name in names}
     arrows = {"lower": "lower is better", "higher": "higher is better", "neither": "descriptive"}
-    header = ["metric", *columns, "samples", ""]
+    header = ["metric", *columns, "samples", "draws", ""]
     rows = [
-        [n, *[number(m.get(n)) for m in columns.values()], str(first[n]["count"]), arrows[first[n]["direction"]]]
+        [n, *[number(m.get(n)) for m in columns.values()], *_counts(first[n]), arrows[first[n]["direction"]]]
         for n in names
     ]
     return markdown_table(header, rows)
+
+
+def _counts(entry: dict[str, Any]) -> list[str]:
+    """How many samples a number rests on, and how many noise draws."""
+    return [str(entry["count"]), str(entry.get("repeats", "-"))]

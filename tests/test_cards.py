@@ -1,6 +1,7 @@
 """A card says what results.json says and nothing else, its metadata are valid, and its code runs."""
 
 import json
+import math
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from tiny import SMALL_RUN, pretrained
 
 from hf_flowft import Run, load_config
 from hf_flowft.cards import render_card
-from hf_flowft.results import compare, public_name, read_results, write_json
+from hf_flowft.results import changes, compare, public_name, read_results, write_json
 from hf_flowft.tables import markdown_table, metrics_table, number
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -36,7 +37,7 @@ def card(run):
 def told(card):
     """What the card says about the model: without code, settings, names of papers, links and pictures."""
     text = card.split("---\n", 2)[2]
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
     return re.sub(r"\[.*?\]\(.*?\)|`[^`]*`", "", text)
 
 
@@ -70,9 +71,10 @@ def unfounded(text, results):
 def test_no_number_is_made_up(run, card):
     """Every number outside of code and settings is in results.json, to the digits printed; the metadata hold them whole."""
     results = json.loads((run[0].folder / "results.json").read_text())
-    assert unfounded(told(card), results) == []
+    assert unfounded(told(card), [results, run[1].as_dict()]) == []
     assert len(NUMBER.findall(told(card))) > 40
-    metrics = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
+    parts = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    metrics = [metric for part in parts for metric in part["metrics"]]
     measured = results["metrics"]["result"]
     assert {m["name"]: m["value"] for m in metrics} == {
         name: entry["value"] for name, entry in measured.items() if entry["direction"] != "neither"
@@ -86,7 +88,7 @@ def test_the_checker_finds_what_is_made_up(run, card):
     shown = f"{value:.4g}"
     wrong = f"{value * 1.003:.4g}"
     assert shown in card
-    assert unfounded(told(card).replace(shown, wrong), results) == [wrong]
+    assert set(unfounded(told(card).replace(shown, wrong), [results, run[1].as_dict()])) == {wrong}
     assert unfounded("better by 12.7 %", results) == ["12.7"]
 
 
@@ -102,8 +104,10 @@ def test_every_metric_is_on_the_card(run, card):
 def test_the_settings_on_the_card_are_those_of_the_run(run, card):
     """The block reads back as the resolved settings, but for the folders of this machine."""
     block = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
-    expected = {section: run[1].as_dict()[section] for section in ("model", "objective", "pairs", "train")}
+    expected = {key: run[1].as_dict()[key] for key in ("seed", "data", "model", "objective", "pairs", "train", "eval")}
     expected["model"]["path"] = public_name(expected["model"]["path"])
+    for key in ("resume_from_checkpoint", "report_to"):
+        del expected["train"][key]
     assert block == expected
 
 
@@ -125,7 +129,7 @@ def test_no_path_of_this_machine_is_published(run, card):
     """Neither in the card nor in the results nor in the pipeline; the base keeps its last two names."""
     folder = run[0].folder
     home = str(folder.parent)
-    assert f"{folder.parent.name}/base" in card
+    assert f"{folder.parent.name}/base`" in card
     published = [folder / "README.md", folder / "results.json", *(folder / "pipeline").rglob("*")]
     assert not [path for path in published if path.is_file() and home.encode() in path.read_bytes()]
     assert public_name("user/model") == "user/model"
@@ -193,32 +197,59 @@ def test_tables():
     assert number(None) == number({"value": None}) == "-"
     assert markdown_table(["a", "bb"], [["xxx", "y"]]) == "| a   | bb |\n|-----|----|\n| xxx | y  |"
     entry = {"value": 1.0, "count": 5, "direction": "lower"}
-    rows = metrics_table({"base": {"m": entry}, "result": {"n": {**entry, "direction": "higher"}}}).splitlines()
-    assert [cell.strip() for cell in rows[2].split("|")[1:-1]] == ["m", "1", "-", "5", "lower is better"]
-    assert [cell.strip() for cell in rows[3].split("|")[1:-1]] == ["n", "-", "1", "5", "higher is better"]
+    rows = metrics_table(
+        {"base": {"m": entry}, "result": {"n": {**entry, "direction": "higher", "repeats": 3}}}
+    ).splitlines()
+    assert [cell.strip() for cell in rows[2].split("|")[1:-1]] == ["m", "1", "-", "5", "-", "lower is better"]
+    assert [cell.strip() for cell in rows[3].split("|")[1:-1]] == ["n", "-", "1", "5", "3", "higher is better"]
 
 
-def test_better_and_worse_need_two_standard_errors():
-    """sqrt(3^2 + 4^2) = 5: a change of more than 10 counts, in the metric's own direction."""
-    base = {
-        n: {"value": 100.0, "stderr": 3.0, "direction": d}
-        for n, d in (("low", "lower"), ("high", "higher"), ("no", "neither"))
+def test_better_and_worse_are_judged_draw_by_draw():
+    """The paired standard error of differences 1, 2, 3 is 1 / sqrt(3), and Student's t with two degrees of freedom reaches 4.53 at two sigma.
+
+    4.53 / sqrt(3) = 2.61, so a mean of 2.7 counts and one of 2.5 does not, however far the draws lie apart themselves.
+    """
+    draws = [100.0, 50.0, 10.0]
+    kinds = ("lower", "higher", "neither")
+    base = {kind: {"value": 160 / 3, "values": draws, "direction": kind} for kind in kinds}
+
+    def moved(by):
+        return {
+            kind: {
+                **e,
+                "value": e["value"] + by,
+                "values": [d + by + s for d, s in zip(draws, (-1, 0, 1), strict=True)],
+            }
+            for kind, e in base.items()
+        }
+
+    assert compare(base, moved(2.7)) == (["higher"], ["lower"])
+    assert compare(base, moved(-2.7)) == (["lower"], ["higher"])
+    assert compare(base, moved(2.5)) == ([], [])
+    found = changes(base, moved(-2.7))
+    assert found["lower"]["difference"] == pytest.approx(-2.7)
+    assert found["lower"]["stderr"] == pytest.approx(1 / math.sqrt(3))
+    assert {kind: change["verdict"] for kind, change in found.items()} == {
+        "lower": "better",
+        "higher": "worse",
+        "neither": "lower",
     }
-    change = lambda by: {n: {**entry, "value": 100.0 + by, "stderr": 4.0} for n, entry in base.items()}  # noqa: E731
-    assert compare(base, change(-10.1)) == (["low"], ["high"])
-    assert compare(base, change(10.1)) == (["high"], ["low"])
-    assert compare(base, change(-9.9)) == ([], [])
+
+
+def test_numbers_of_one_draw_count_from_two_per_cent():
+    """Where nothing is known of the noise; what is not finite is left out."""
     exact = {"low": {"value": 100.0, "direction": "lower"}}
     assert compare(exact, {"low": {"value": 97.9, "direction": "lower"}}) == (["low"], [])
     assert compare(exact, {"low": {"value": 98.1, "direction": "lower"}}) == ([], [])
-    assert compare(exact, {"low": {"value": None, "direction": "lower"}}) == ([], [])
+    assert changes(exact, {"low": {"value": None, "direction": "lower"}}) == {}
+    assert changes(exact, {"low": {"value": math.nan, "direction": "lower"}}) == {}
 
 
 def test_results_are_json(tmp_path):
     """Numbers that are not finite become null, folders are made, and what is not ours is refused."""
     path = tmp_path / "a" / "results.json"
-    write_json(path, {"format_version": 1, "x": [float("nan"), 1.5], 3: (float("inf"),)})
-    assert read_results(path) == {"format_version": 1, "x": [None, 1.5], "3": [None]}
+    write_json(path, {"format_version": 2, "x": [float("nan"), 1.5], 3: (float("inf"),)})
+    assert read_results(path) == {"format_version": 2, "x": [None, 1.5], "3": [None]}
     assert not list(path.parent.glob("*.tmp"))
     for text in ("{", "[]", '{"format_version": 7}'):
         path.write_text(text)

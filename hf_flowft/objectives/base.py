@@ -34,6 +34,8 @@ class Objective(nn.Module):
     """
 
     name: str = "objective"
+    title: str = ""
+    """The method's name in words, for the card; empty for `name`."""
     paper: Paper | None = None
     prefetch: bool = False
     """Whether `draw` is slow enough to be worth running in the background."""
@@ -90,6 +92,9 @@ class ObjectiveConfig(Protocol):
 
     def build(self, context: ObjectiveContext) -> Objective:
         """The objective."""
+
+    def describe(self, context: ObjectiveContext) -> str:
+        """What is done under these settings, in a sentence or two: the card tells it."""
 
 
 def mean_square(x: Tensor) -> Tensor:

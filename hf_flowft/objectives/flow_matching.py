@@ -15,6 +15,7 @@ from ..solvers import NoiseSchedule
 from ..times import TimeDensity
 from ..velocity import Velocity
 from .base import Logs, Objective, ObjectiveContext, Paper, mean_square
+from .words import path_words
 
 Weighting = Literal["one", "kl"]
 WEIGHTED_TIMES = (1e-6, 1 - 1e-3)
@@ -64,6 +65,7 @@ class FlowMatchingObjective(Objective):
     """
 
     name = "fm"
+    title = "flow matching"
     paper = Paper(
         "Flow Matching for Generative Modeling",
         "2210.02747",
@@ -115,3 +117,8 @@ class FlowMatchingConfig:
     def build(self, context: ObjectiveContext) -> FlowMatchingObjective:
         """The objective."""
         return FlowMatchingObjective(coupling=COUPLINGS[self.coupling](), times=self.times, weighting=self.weighting)
+
+    def describe(self, context: ObjectiveContext) -> str:
+        """Plain regression, and how noise, data and times meet."""
+        how = path_words(self.coupling, self.times, self.weighting)
+        return f"Flow matching on straight paths from noise to data: the network regresses to x_1 - x_0. {how}"

@@ -17,6 +17,7 @@ from ..times import TemperatureSchedule, TimeDensity
 from ..velocity import FrozenVelocity, Velocity
 from .base import Logs, Objective, ObjectiveContext, Paper, mean_square
 from .flow_matching import FlowMatchingObjective, Weighting
+from .words import path_words, temperature_words
 
 PAPER = Paper(
     "Gradual Fine-Tuning for Flow Matching Models",
@@ -40,6 +41,7 @@ class GradualObjective(FlowMatchingObjective):
     """
 
     name = "gft"
+    title = "gradual fine-tuning (GFT) on the target measure"
     paper = PAPER
 
     def __init__(
@@ -84,6 +86,7 @@ class ReplayObjective(FlowMatchingObjective):
     """
 
     name = "gft_replay"
+    title = "gradual fine-tuning (GFT) on the replay measure"
     paper = PAPER
 
     def __init__(
@@ -162,3 +165,15 @@ class GradualConfig:
             progress=context.progress,
         )
         return ReplayObjective(bank, self.replay_weight, **common)
+
+    def describe(self, context: ObjectiveContext) -> str:
+        """What the frozen base is for: a moving target, or a second term on its own samples."""
+        how = path_words(self.coupling, self.times, self.weighting)
+        if self.measure == "target":
+            moving = temperature_words(context.temperature)
+            return f"GFT on the target measure: on the new data the target of the regression moves from the frozen base's velocity to the data's {moving}. {how}"
+        return (
+            f"GFT on the replay measure: flow matching on the new data and, with the constant weight {self.replay_weight:g}, regression to the frozen "
+            f"base's velocity at states of {self.replay_samples} samples the base has drawn itself (`replay_states: {self.replay_states}`), so that it "
+            f"is kept where it lives. {how}"
+        )

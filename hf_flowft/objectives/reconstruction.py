@@ -18,6 +18,7 @@ from ..velocity import Velocity
 from .base import Logs, Objective, ObjectiveContext, Paper
 from .flow_matching import FlowMatchingObjective
 from .gradual import GradualObjective
+from .words import pairs_words, temperature_words
 
 Covariance = Literal["scalar", "diagonal", "learned"]
 VARIANCE_FLOOR = 1e-6
@@ -41,6 +42,7 @@ class ReconstructionObjective(Objective):
     """
 
     name = "mle"
+    title = "maximum likelihood of reconstructions (MLE)"
     paper = Paper(
         "Fine-Tuning Flow Matching via Maximum Likelihood Estimation of Reconstructions",
         "2510.02081",
@@ -180,3 +182,18 @@ class ReconstructionConfig:
             mixture=mixture,
             mixture_weight=self.flow_matching_weight or self.anchor_weight,
         )
+
+    def describe(self, context: ObjectiveContext) -> str:
+        """The solver inside the loss, the pairs, the gradient, and what is mixed in."""
+        counts = ", ".join(map(str, self.num_steps))
+        several = f"N drawn from {counts} at every step" if len(self.num_steps) > 1 else f"N = {counts}"
+        gradient = f"through the last {self.last_steps} steps" if self.gradient == "truncated" else f"`{self.gradient}`"
+        text = (
+            f"MLE of reconstructions: the `{self.solver}` solver runs inside the loss, with {several}, and where it ends is fitted to the paired data "
+            f"point ({self.covariance} covariance, gradient {gradient}). {pairs_words(context.pairs)}"
+        )
+        if self.flow_matching_weight:
+            return f"{text} Flow matching is added with weight {self.flow_matching_weight:g}."
+        if self.anchor_weight:
+            return f"{text} GFT, anchored to the frozen base, is added with weight {self.anchor_weight:g}, {temperature_words(context.temperature)}."
+        return text

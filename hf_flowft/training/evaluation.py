@@ -17,6 +17,7 @@ from ..metrics.distances import energy_distance, energy_distance_by_label, frech
 from ..metrics.flow import adaptive_evaluations, held_out_loss, path_geometry
 from ..metrics.modes import diversity, nearest_distance
 from ..randomness import keyed_generator
+from ..results import mean_and_error
 from ..sampling import generate
 from ..velocity import Velocity
 from .settings import EvalConfig
@@ -24,6 +25,16 @@ from .settings import EvalConfig
 SampleMetric = Callable[[Tensor, Batch], float]
 """metric(samples, held_out) -> a number, lower is better; samples and `held_out.x_1` are in model units and share their conditions."""
 ENERGY_MAX_SIZE = 256
+FLOW_NUMBERS = {
+    "held_out_loss": "lower",
+    "path_length": "lower",
+    "straightness": "lower",
+    "nfe_dopri5": "lower",
+    "nearest_train": "neither",
+    "nearest_train_of_test": "neither",
+    "diversity": "neither",
+}
+"""What the report says of the flow itself, and which direction is better."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,6 @@ class Score:
     def forgetting(self) -> float | None:
         """Mean on the base's data."""
         return sum(self.base_domain) / len(self.base_domain) if self.base_domain else None
-
-
-def mean_and_error(values: list[float]) -> dict[str, float]:
-    """Mean and standard error of repeats."""
-    mean = sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
-    return {"value": mean, "stderr": spread / math.sqrt(len(values)), "repeats": len(values)}
 
 
 def energy_metric(samples: Tensor, held_out: Batch) -> float:
@@ -135,7 +139,7 @@ class Evaluator:
 
     def samples(self, velocity: Velocity, held_out: Batch, num_steps: int, repeat: int) -> Tensor:
         """One sample for each held-out row, under its condition, from noise keyed by the repeat."""
-        x_0 = torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", repeat))
+        x_0 = self._noise(held_out, repeat)
         times = time_grid(num_steps, self.shift)
         return generate(velocity, x_0, held_out.condition, times, self.config.solver, batch_size=self.config.batch_size)
 
@@ -170,8 +174,14 @@ class Evaluator:
         rows = [[self.distance(velocity, split, n, repeat) for n in steps] for repeat in range(self.config.num_repeats)]
         return [sum(row) / len(row) for row in rows]
 
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on beside the model and the data; runs with the same can stand side by side."""
+        kept = ("solver", "select_num_steps", "report_num_steps", "num_repeats", "max_samples")
+        settings = {key: getattr(self.config, key) for key in kept}
+        return {"metric": self.metric_name, **settings, "seed": self.seed, "shift": self.shift}
+
     def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
-        """Every number of the report, on the test splits: name -> value, stderr, count, direction."""
+        """Every number of the report, on the test splits: name -> value, count, direction; stderr, repeats and their values where noise is drawn."""
         metrics = self._curve(velocity, self.test_split, "target")
         if "base_test" in self.data.splits:
             metrics |= self._curve(velocity, "base_test", "base_domain")
@@ -194,20 +204,29 @@ class Evaluator:
 
     def _flow_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:
         held_out = self.held_out(split).rows(slice(0, 256))
-        x_0 = torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", "paths"))
-        samples = self.samples(velocity, held_out, max(self.config.report_num_steps), 0)
         train = self.data.rows("train", range(min(self.data.counts["train"], self.config.max_samples))).x_1
-        geometry = path_geometry(velocity, x_0, held_out.condition, num_steps=16)
-        numbers = {
-            "held_out_loss": (self._held_out_loss(velocity, held_out), "lower"),
-            "path_length": (geometry.path_length, "lower"),
-            "straightness": (geometry.straightness, "lower"),
-            "nfe_dopri5": (adaptive_evaluations(velocity, x_0, held_out.condition), "lower"),
-            "nearest_train": (nearest_distance(samples, train), "neither"),
-            "nearest_train_of_test": (nearest_distance(held_out.x_1, train), "neither"),
-            "diversity": (diversity(samples), "neither"),
+        draws = [self._of_one_draw(velocity, held_out, train, repeat) for repeat in range(self.config.num_repeats)]
+        once = {
+            "nfe_dopri5": adaptive_evaluations(velocity, self._noise(held_out, "paths"), held_out.condition),
+            "nearest_train_of_test": nearest_distance(held_out.x_1, train),
         }
+        numbers = {name: mean_and_error([draw[name] for draw in draws]) for name in draws[0]}
+        numbers |= {name: {"value": float(value)} for name, value in once.items()}
         return {
-            name: {"value": float(value), "count": len(held_out), "direction": direction}
-            for name, (value, direction) in numbers.items()
+            name: {**numbers[name], "count": len(held_out), "direction": direction}
+            for name, direction in FLOW_NUMBERS.items()
         }
+
+    def _of_one_draw(self, velocity: Velocity, held_out: Batch, train: Tensor, repeat: int) -> dict[str, float]:
+        geometry = path_geometry(velocity, self._noise(held_out, "paths", repeat), held_out.condition, num_steps=16)
+        samples = self.samples(velocity, held_out, max(self.config.report_num_steps), repeat)
+        return {
+            "held_out_loss": self._held_out_loss(velocity, held_out, repeat),
+            "path_length": geometry.path_length,
+            "straightness": geometry.straightness,
+            "nearest_train": nearest_distance(samples, train),
+            "diversity": diversity(samples),
+        }
+
+    def _noise(self, held_out: Batch, *key: int | str) -> Tensor:
+        return torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", *key))

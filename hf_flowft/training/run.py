@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
 from ..batch import Batch
-from ..cards import render_card
+from ..cards import write_card
 from ..data import DATA, FlowData
 from ..data.flow_data import describe
 from ..models import ViscousFlowModel
 from ..models.bases import label_rows
-from ..objectives import Objective, ObjectiveContext, ReconstructionConfig
+from ..objectives import Objective, ObjectiveContext, ReconstructionConfig, ReconstructionObjective
 from ..pairs import PairBuilder
 from ..pipelines import MAX_CONDITIONS, FlowPipeline, describe_data
 from ..randomness import keyed_generator
-from ..results import RESULTS_VERSION, environment, public_name, write_json
+from ..results import RESULTS_VERSION, changes, environment, public_name, read_results, write_json
 from ..sampling import draw_rows
 from ..velocity import FrozenVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
 from .config import RunConfig
 from .folder import check_folder, write_config
-from .models import Trainee
+from .models import Trainee, ViscosityConfig
 from .pictures import SamplePictures, run_figures
 from .step import NonFiniteLossError
 from .trainer import FlowTrainer, TrainResult
@@ -56,7 +58,8 @@ class Run:
             self.data.normalisation = self.base.normalisation
         self.reference = FrozenVelocity(self.base.model) if self.base is not None else None
         check_folder(self.folder, config)
-        self.objective: Objective = config.objective.build(self._context())
+        self.context = self._context()
+        self.objective: Objective = config.objective.build(self.context)
         self.trainer = FlowTrainer(
             self.trainee.model,
             self.data,
@@ -160,7 +163,8 @@ class Run:
             self.folder, self.data, self._models(result), results, self.config.seed, self.shift
         )
         write_json(self.folder / "results.json", results)
-        (self.folder / "README.md").write_text(render_card(results, self.config.as_dict()))
+        results = read_results(self.folder / "results.json")
+        write_card(results, self.config.as_dict(), self.folder)
         return RunResult(pipeline, results, self.folder)
 
     def _keep(self, result: TrainResult) -> str:
@@ -196,9 +200,13 @@ class Run:
         return {
             "format_version": RESULTS_VERSION,
             "name": self.folder.name,
-            "method": self.objective.name,
+            **self._method(),
             "model": type(result.model).__name__,
+            "parameters": sum(p.numel() for p in result.model.parameters()),
             "base": public_name(self.config.model.path) if self.base is not None else "",
+            "base_model": _base_model(self.config.model.path, self.config.model.revision)
+            if self.base is not None
+            else None,
             "data": dict(describe(self.data)),
             "conditions": sorted(self.data.condition_columns),
             "labels": self.data.labels("train") if "class_labels" in self.data.condition_columns else [],
@@ -212,11 +220,26 @@ class Run:
                 "verdict": self._verdict(result),
             },
             "test_split": evaluator.test_split,
+            "evaluation": evaluator.settings(),
             "metrics": metrics,
+            "changes": changes(metrics["base"], metrics["result"]) if self.base is not None else {},
+            "baselines": {},
             "train": {"steps": self.trainer.step, "seconds": seconds, "history": result.history},
             "certificate": _certificate(result.model),
             "environment": environment(),
             "figures": [],
+        }
+
+    def _method(self) -> dict[str, Any]:
+        """What was done, in words and with its papers (that of MLE is also that of GAV)."""
+        gav = ReconstructionObjective.paper if isinstance(self.config.model, ViscosityConfig) else None
+        papers = dict.fromkeys(paper for paper in (self.objective.paper, gav) if paper is not None)
+        return {
+            "method": self.objective.name,
+            "method_title": self.objective.title or self.objective.name,
+            "method_in_words": self.config.objective.describe(self.context),
+            "trained_in_words": (inspect.getdoc(type(self.config.model)) or "").partition("\n")[0],
+            "papers": [paper._asdict() for paper in papers],
         }
 
     def _verdict(self, result: TrainResult) -> str:
@@ -225,6 +248,15 @@ class Run:
 
 def _certificate(model: torch.nn.Module) -> list[str]:
     return model.certificate().sentences() if isinstance(model, ViscousFlowModel) else []
+
+
+def _base_model(path: str, revision: str) -> dict[str, str]:
+    """Which model a run starts from: a name on the Hub at a commit, or the name of a folder, without the path to it."""
+    if Path(path).is_dir():
+        return {"id": public_name(path), "revision": "", "source": "local", "relation": "finetune"}
+    index = try_to_load_from_cache(path, "model_index.json", revision=revision or "main")
+    commit = Path(index).parent.name if isinstance(index, str) else revision  # snapshots/COMMIT/model_index.json
+    return {"id": path, "revision": commit, "source": "hub", "relation": "finetune"}
 
 
 def _cycled(x: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,0 +1,56 @@
+"""The metadata of a card: what the Hub indexes, with measured numbers only."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the Hub: licence, library, task, base, data, metrics and the model-index.
+
+    Only what is on the Hub is linked: a base or a data set from a folder is named in the text.
+    """
+    metadata = common(config["hub"]["licence"], results["data"]["event_shape"])
+    base = results["base_model"]
+    if base is not None and base["source"] == "hub":
+        metadata |= {"base_model": base["id"], "base_model_relation": base["relation"]}
+    if hub_data(results["data"]):
+        metadata["datasets"] = [results["data"]["source"]]
+    measured = _measured(results)
+    metadata["metrics"] = list(dict.fromkeys(m["type"] for part in measured for m in part["metrics"]))
+    metadata["tags"] = [*metadata.pop("tags"), results["method"]]
+    return metadata | {"model-index": [{"name": results["name"], "results": measured}]}
+
+
+def common(licence: str | None, event_shape: list[int] | None) -> dict[str, Any]:
+    """What every pipeline of ours says; vectors have no task of the Hub."""
+    metadata: dict[str, Any] = {"license": licence} if licence else {}
+    metadata["library_name"] = "diffusers"
+    if event_shape is not None and len(event_shape) == 3:
+        metadata["pipeline_tag"] = "unconditional-image-generation"
+    return metadata | {"tags": ["flow-matching", "diffusers", "hf_flowft"]}
+
+
+def hub_data(data: dict[str, Any]) -> bool:
+    """Whether the data set is on the Hub: only those have a revision."""
+    return bool(data.get("revision")) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data.get("source"))) is not None
+
+
+def _measured(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The result's own numbers, by the split they were measured on; baselines are not this model's."""
+    data = results["data"]
+    is_image = len(data["event_shape"]) == 3
+    name = "Unconditional Image Generation" if is_image else "Generation"
+    task = {"type": "unconditional-image-generation" if is_image else "other", "name": name}
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for metric, entry in results["metrics"]["result"].items():
+        if entry["value"] is not None and entry["direction"] != "neither":
+            split = "base_test" if metric.startswith("base_domain/") else results["test_split"]
+            kind = metric.split("@")[0].split("/")[-1]
+            parts.setdefault(split, []).append({"type": kind, "name": metric, "value": entry["value"]})
+    identity = {"type": data["source"], "revision": data["revision"]} if hub_data(data) else {"type": data["name"]}
+    return [
+        {"task": dict(task), "dataset": {"name": data["name"], **identity, "split": split}, "metrics": metrics}
+        for split, metrics in parts.items()
+    ]

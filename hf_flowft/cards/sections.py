@@ -1,0 +1,168 @@
+"""The sections of a run's card, each a function of results.json and config.yaml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ..tables import metrics_table
+from .changes import memorisation
+from .front_matter import hub_data
+
+SETTINGS = ("data", "model", "objective", "pairs", "train", "eval")
+NOT_SETTINGS = {"train": ("resume_from_checkpoint", "report_to")}
+HINT = "<!-- Sections between hf_flowft markers are written by the program and renewed with every push; what you write outside of them stays. -->"
+
+
+def title_section(name: str) -> str:
+    """The heading, and how a person may edit the card."""
+    return f"# {name}\n\n{HINT}"
+
+
+def summary_section(results: dict[str, Any], config: dict[str, Any]) -> str:
+    """What it is, what it was made from and with, and whether it is better than its base."""
+    data = results["data"]
+    counts = ", ".join(f"{count} {split}" for split, count in data["counts"].items())
+    start, seconds = _start(results), results["train"]["seconds"]
+    lines = [
+        f"A flow-matching model (`{results['model']}`, {results['parameters']} parameters), {start} **{data['name']}**.",
+        f"**{results['selection']['verdict']}**",
+        f"Data: {_source(data)}; {counts}.",
+        f"Seed {results['seed']}; {results['train']['steps']} optimiser steps in {seconds:.0f} s.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _start(results: dict[str, Any]) -> str:
+    base, title = results["base_model"], results["method_title"]
+    if base is None:
+        return f"trained from scratch with {title} on"
+    if base["source"] == "local":
+        return f"fine-tuned from `{base['id']}` (a local folder) with {title} on"
+    revision = f" at revision `{base['revision']}`" if base["revision"] else ""
+    link = f"[{base['id']}](https://huggingface.co/{base['id']}){revision}"
+    if base["relation"] == "adapter":
+        return f"a residual on the frozen {link}, which is loaded with it, trained with {title} on"
+    return f"fine-tuned from {link} with {title} on"
+
+
+def _source(data: dict[str, Any]) -> str:
+    if hub_data(data):
+        link = f"[{data['source']}](https://huggingface.co/datasets/{data['source']})"
+        text = f"{link}, split `{data['split']}`, revision `{data['revision']}`"
+    else:
+        text = str(data.get("source", data["name"]))
+    return f"{text} (licence {data['licence']})" if data.get("licence") else text
+
+
+def results_section(results: dict[str, Any], config: dict[str, Any]) -> str:
+    """The table of base, result and baselines, and how it was measured."""
+    split, evaluation = results["test_split"], results["evaluation"]
+    told = (
+        "which selected nothing"
+        if split != results["selection"]["split"]
+        else "which also SELECTED the model: the numbers flatter it"
+    )
+    notes = [
+        f"Measured on the {split} split, {told}, with the `{evaluation['solver']}` solver and noise of seed {evaluation['seed']}; ± is the standard error "
+        "over the noise draws. `@N`: N solver steps. `target/`: the data trained for; `base_domain/`: the base's own data."
+    ]
+    notes += [
+        f"`{name}` is another run on the same data, judged in the same way: {run['method_title']}, seed {run['seed']}, {run['steps']} steps "
+        f"(its best: {run['best_step']})."
+        for name, run in results["baselines"].items()
+    ]
+    return "\n\n".join(["## Results", metrics_table(results["metrics"]), *notes])
+
+
+def certificate_section(results: dict[str, Any]) -> str:
+    """The sentences of a GAV model's certificate, or that there is none."""
+    told = "\n".join(f"- {sentence}" for sentence in results["certificate"])
+    none = f"There is none: a `{results['model']}` has no viscosity whose contraction could be certified."
+    return f"## Certificate of contraction\n\n{told or none}"
+
+
+def pictures_section(results: dict[str, Any]) -> str:
+    """The figures of the run."""
+    return "\n\n".join(["## Pictures", *(f"![{path}]({path})" for path in results["figures"])])
+
+
+def use_section(results: dict[str, Any], source: str) -> str:
+    """Code that loads the pipeline and draws samples."""
+    given = ", batch_size=4"
+    if results["conditions"] == ["class_labels"]:
+        given = f", class_labels={results['labels'][:4]}"
+    elif results["conditions"]:  # vectors: some of those it was trained under
+        given = "".join(f', {key}=pipeline.conditions["{key}"][:4]' for key in results["conditions"])
+    steps = max(results["evaluation"]["select_num_steps"])
+    return usage(source, [f"samples = pipeline(num_inference_steps={steps}{given}).samples"])
+
+
+def usage(source: str, lines: list[str]) -> str:
+    """A section of code."""
+    code = ["from hf_flowft import FlowPipeline", "", f'pipeline = FlowPipeline.from_pretrained("{source}")', *lines]
+    return "## Use\n\n```python\n" + "\n".join(code) + "\n```"
+
+
+def method_section(results: dict[str, Any], config: dict[str, Any]) -> str:
+    """The method and its settings in words, all settings as they were, and the papers."""
+    sections = [name for name in SETTINGS if name != "pairs" or results["method"] == "mle"]
+    shown = {
+        section: {k: v for k, v in config[section].items() if k not in NOT_SETTINGS.get(section, ())}
+        for section in sections
+    }
+    settings = yaml.safe_dump({"seed": config["seed"], **shown}, sort_keys=False, allow_unicode=True).strip()
+    parts = [
+        "## Method",
+        f"{results['method_in_words']} What is trained: {_lower(results['trained_in_words'])}",
+        _training(config["train"]),
+        f"<details><summary>Settings</summary>\n\n```yaml\n{settings}\n```\n\n</details>",
+    ]
+    for paper in results["papers"]:
+        parts.append(f"{paper['title']}, [arXiv:{paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']}).")
+        parts.append(f"```bibtex\n{paper['bibtex']}\n```")
+    return "\n\n".join(parts)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _training(train: dict[str, Any]) -> str:
+    """The loop in a sentence."""
+    warmup = f", after {train['lr_warmup_steps']} steps of warm-up" if train["lr_warmup_steps"] else ""
+    shape = "following alpha of the temperature" if train["lr_schedule"] == "alpha" else train["lr_schedule"]
+    average = (
+        f"the weights that are judged and returned are a moving average (decay {train['ema_decay']:g})"
+        if train["ema_decay"]
+        else "the weights are not averaged"
+    )
+    dropped = f"; the condition is dropped with probability {train['condition_dropout']:g}" * bool(
+        train["condition_dropout"]
+    )
+    return (
+        f"At most {train['num_steps']} steps of AdamW with batches of {train['batch_size']} at learning rate {train['learning_rate']:g} "
+        f"({shape}{warmup}); {average}{dropped}."
+    )
+
+
+def limits_section(results: dict[str, Any], config: dict[str, Any]) -> str:
+    """What it is meant for, and how little the numbers say."""
+    use = config["hub"]["intended_use"] or "Research on fine-tuning of flow-matching models."
+    metrics = results["metrics"]["result"]
+    count = max(entry["count"] for entry in metrics.values())
+    limits = [
+        f"The model has been judged only by the numbers above, on at most {count} held-out samples of the same source as the training data.",
+        memorisation(metrics),
+    ]
+    if results["base_model"] is not None and not any(name.startswith("base_domain/") for name in metrics):
+        limits.append("What it has forgotten of the base's domain was not measured.")
+    if results["labels"]:
+        limits.append(f"Trained on the labels {', '.join(map(str, results['labels']))} only.")
+    return "\n".join(["## Intended use and limits", "", use, "", *(f"- {limit}" for limit in limits)])
+
+
+def environment_section(results: dict[str, Any]) -> str:
+    """Versions and machine."""
+    return "## Environment\n\n" + ", ".join(f"{key} {value}" for key, value in results["environment"].items()) + "."
