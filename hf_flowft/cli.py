@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, default=16, help="solver steps")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", default="samples.png", help=".png for images, .npy for anything")
+    _sharing_verbs(verbs)
     study = _verb(verbs, "study", "run a study and write its tables and figures", _study)
     study.add_argument("name", choices=STUDIES)
     study.add_argument("--out", help="folder of the study; default runs/NAME")
@@ -72,6 +73,28 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="runs/demo")
     demo.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
     return parser
+
+
+def _sharing_verbs(verbs: Any) -> None:
+    push = _verb(verbs, "push", "upload a run to the Hub: pipeline, card, results, figures", _push)
+    push.add_argument("run_folder", help="the folder of a finished run (or of a Space, with --space)")
+    push.add_argument("--repo", required=True, help="user/name on the Hub")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", help="the branch to push to; made where there is none")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    push.add_argument(
+        "--base", default="", help="user/name[@revision] that holds the frozen base: push the residual alone"
+    )
+    push.add_argument("--space", action="store_true", help="upload a page made by `space` instead")
+    export = _verb(verbs, "export", "write a pipeline, whole, to a folder", _export)
+    export.add_argument("pipeline", help="a pipeline folder or a repository on the Hub")
+    export.add_argument("--out", required=True, help="an empty or new folder")
+    export.add_argument(
+        "--stock", action="store_true", help="as diffusers' own pipeline, loadable without this package"
+    )
+    space = _verb(verbs, "space", "write a Gradio page that shows a run", _space)
+    space.add_argument("run_folder", help="the folder of a finished run")
+    space.add_argument("--out", required=True, help="an empty or new folder")
 
 
 def _verb(verbs: Any, name: str, text: str, run: Any, takes_settings: bool = False) -> argparse.ArgumentParser:
@@ -167,6 +190,44 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
     else:
         np.save(options.out, samples.numpy())
     print(f"{len(samples)} samples written to {options.out}.")
+
+
+def _push(options: argparse.Namespace, settings: list[str]) -> None:
+    from .hub import push_folder, push_run
+
+    target = {"private": options.private or None, "revision": options.revision, "create_pr": options.create_pr}
+    if options.space:
+        print(push_folder(Path(options.run_folder), options.repo, repo_type="space", **target))
+    else:
+        print(push_run(Path(options.run_folder), options.repo, base=options.base, **target))
+
+
+def _export(options: argparse.Namespace, settings: list[str]) -> None:
+    from .pipelines import FlowPipeline
+    from .pipelines.stock import to_stock
+
+    out = empty_folder(options.out)
+    pipeline = FlowPipeline.from_pretrained(options.pipeline)
+    (to_stock(pipeline) if options.stock else pipeline).save_pretrained(out)
+    print(f"Written to {out}.")
+
+
+def _space(options: argparse.Namespace, settings: list[str]) -> None:
+    from .space import write_space
+
+    out = empty_folder(options.out)
+    write_space(Path(options.run_folder), out)
+    print(
+        f"Written to {out}: run it with `python {out}/app.py`, share it with `hf-flowft push {out} --space --repo USER/NAME`."
+    )
+
+
+def empty_folder(name: str) -> Path:
+    """A folder to write to.  Raises: ValueError when it holds something."""
+    folder = Path(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder: choose another --out, or delete it.")
+    return folder
 
 
 def _study(options: argparse.Namespace, settings: list[str]) -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_flowft"
 MAX_LINES = 300
 LAYERS = {
     0: {"conventions", "paths", "couplings", "times", "solvers", "gradients", "likelihood", "jacobians", "randomness"},
-    1: {"batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
+    1: {"repository", "batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
     2: {"schedulers", "pipelines", "data", "metrics", "cards", "hub", "figures", "results", "tables"},
     3: {"training", "studies"},
     4: {"cli", "__main__"},

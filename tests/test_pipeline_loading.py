@@ -76,11 +76,12 @@ def test_saved_and_loaded_is_the_same_bitwise(tmp_path, case, dtype):
 
 
 def test_only_safe_files_are_written(tmp_path):
-    """JSON and safetensors, none of them with a path of this machine, also after a second saving."""
+    """JSON, safetensors and the stub, none of them with a path of this machine, also after a second saving."""
     pipeline("viscous").save_pretrained(tmp_path / "one")
     FlowPipeline.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
     files = [path for path in (tmp_path / "two").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".py"}
+    assert {path.name for path in files if path.suffix == ".py"} == {"hf_flowft_stub.py"}
     assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
 
 

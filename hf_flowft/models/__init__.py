@@ -2,6 +2,7 @@
 
 from .mlp import VelocityMLP
 from .output import FlowModelOutput
+from .reference import BaseReference
 from .viscosity import ViscousFlowModel
 
-__all__ = ["FlowModelOutput", "VelocityMLP", "ViscousFlowModel"]
+__all__ = ["BaseReference", "FlowModelOutput", "VelocityMLP", "ViscousFlowModel"]

@@ -7,13 +7,14 @@ import math
 from typing import Literal
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ..conventions import sigma_from_timestep, t_from_sigma
 from .output import FlowModelOutput
+from .saved import SafeModelMixin
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -37,7 +38,7 @@ class _FiLMBlock(nn.Module):
         return x + self.outer(self.activation(self.inner(torch.addcmul(shift, self.norm(x), 1 + scale))))
 
 
-class VelocityMLP(ModelMixin, ConfigMixin):
+class VelocityMLP(SafeModelMixin, ConfigMixin):
     """An MLP velocity in diffusers' convention: `forward(sample, timestep, class_labels, condition).sample` = noise - data.
 
     Args:

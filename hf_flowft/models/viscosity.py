@@ -20,13 +20,14 @@ from .certificate import ContractionCertificate, Guarantee
 from .dissipation import ACTIVATIONS, STRUCTURES
 from .heads import ConditionHead, PlainResidual
 from .output import FlowModelOutput
+from .reference import ResidualMixin
 
 UNSTRUCTURED = Guarantee(
     "the Euclidean norm", None, None, None, None, None, "A plain MLP has no structure to prove it from."
 )
 
 
-class ViscousFlowModel(ModelMixin, ConfigMixin):
+class ViscousFlowModel(ResidualMixin, ConfigMixin):
     """A base flow with viscosity, in diffusers' convention; at the start it is the base, bit for bit.
 
         in_loop   v(x, t, c) = v_base(x, t, c) + gate(t) mu(x - m(t, c)) + g(t, c)
@@ -92,9 +93,10 @@ class ViscousFlowModel(ModelMixin, ConfigMixin):
         config = base_config(base_model)
         options = {"event_shape": options.get("event_shape") or event_shape(config)} | options
         model = cls(base=config, **options)
-        for part in model.children():
-            part.to(device=base_model.device, dtype=base_model.dtype)
         model.base_model = copy.deepcopy(base_model)
+        for name, part in model.named_children():
+            if name != "base_model":
+                part.to(device=base_model.device, dtype=base_model.dtype)
         model.freeze_base()
         return model.eval()
 

@@ -7,74 +7,77 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+import torch
 
 from ..models import VelocityMLP, ViscousFlowModel
+from ..models.saved import load_model
+from ..repository import read_json
 from ..schedulers import FlowODEScheduler, FlowSDEScheduler
 
-KNOWN_CLASSES = {
-    "VelocityMLP": VelocityMLP,
-    "ViscousFlowModel": ViscousFlowModel,
-    "UNet2DModel": diffusers.UNet2DModel,
-    "FlowODEScheduler": FlowODEScheduler,
-    "FlowSDEScheduler": FlowSDEScheduler,
-    "FlowMatchEulerDiscreteScheduler": diffusers.FlowMatchEulerDiscreteScheduler,
-    "FlowMatchHeunDiscreteScheduler": diffusers.FlowMatchHeunDiscreteScheduler,
-    "UniPCMultistepScheduler": diffusers.UniPCMultistepScheduler,
-    "DPMSolverMultistepScheduler": diffusers.DPMSolverMultistepScheduler,
+OWN_CLASSES = {cls.__name__: cls for cls in (VelocityMLP, ViscousFlowModel, FlowODEScheduler, FlowSDEScheduler)}
+"""The components of this package."""
+KNOWN_CLASSES = OWN_CLASSES | {
+    name: getattr(diffusers, name)
+    for name in (
+        "UNet2DModel",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "UniPCMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+    )
 }
 """The components a saved pipeline may name."""
-SAFE_PATTERNS = ["*.json", "*.safetensors", "README.md"]
+INDEX_FILE = "model_index.json"
+STUB = "hf_flowft_stub"
+STUB_TEXT = '''"""Lets diffusers load this repository (trust_remote_code=True) where hf_flowft is installed; hf_flowft itself never runs it."""
 
+try:
+    from hf_flowft.pipelines.loading import OWN_CLASSES
+except ImportError as error:
+    raise ImportError("This model needs the package hf_flowft: pip install hf_flowft") from error
 
-def resolve_folder(
-    name_or_path: str | Path, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
-) -> Path:
-    """A local folder as it is, or a Hub repository downloaded (JSON and safetensors only).
+from hf_flowft import FlowPipeline
 
-    Raises: ValueError when there is neither, in one sentence.
-    """
-    local = Path(name_or_path)
-    if local.is_dir():
-        return local
-    try:
-        folder = snapshot_download(
-            str(name_or_path), revision=revision, cache_dir=cache_dir, token=token, allow_patterns=SAFE_PATTERNS
-        )
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{name_or_path!r} is no folder here and is not in the cache, and the Hub cannot be reached."
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"{name_or_path!r} is no folder here, and the Hub says: {str(error).splitlines()[0]}"
-        ) from error
-    return Path(folder)
+globals().update(OWN_CLASSES)
+'''
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json` of a pipeline folder.  Raises: ValueError when it is missing or broken."""
-    path = folder / "model_index.json"
+    path = folder / INDEX_FILE
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no pipeline: it has no model_index.json (of a run folder, load its `pipeline` folder)."
+            f"{folder} holds no pipeline: it has no {INDEX_FILE} (of a run folder, load its `pipeline` folder)."
         )
-    try:
-        index = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is broken: {error}.") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(index).__name__}.")
-    return index
+    return read_json(path)
 
 
-def load_component(folder: Path, name: str, entry: Any, dtype: Any = None) -> Any:
+def write_stub(folder: Path) -> None:
+    """Make a saved pipeline loadable by `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`: put the stub at the root and beside each
+    component of this package, and name it in the index.
+    """
+    index = read_index(folder)
+    (folder / f"{STUB}.py").write_text(STUB_TEXT)
+    index["_class_name"] = [STUB, pipeline_class_name(index)]
+    for name, entry in index.items():
+        if isinstance(entry, list) and entry[-1] in OWN_CLASSES:
+            index[name] = [STUB, entry[1]]
+            (folder / name / f"{STUB}.py").write_text(STUB_TEXT)
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def pipeline_class_name(index: dict[str, Any]) -> Any:
+    """The class an index names: "FlowPipeline", or [stub, "FlowPipeline"]."""
+    name = index.get("_class_name")
+    return name[1] if isinstance(name, list) and len(name) == 2 and name[0] == STUB else name
+
+
+def load_component(
+    folder: Path, name: str, entry: Any, dtype: torch.dtype | None = None, hub: dict[str, Any] | None = None
+) -> Any:
     """One component of a pipeline, by the class name in its index.
 
+    Args: `hub`: where a base that is kept in another repository is looked for.
     Raises: ValueError for classes that are not known, naming the known ones, and for folders without safe weights.
     """
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)):
@@ -86,45 +89,17 @@ def load_component(folder: Path, name: str, entry: Any, dtype: Any = None) -> An
     cls = KNOWN_CLASSES[entry[1]]
     if not (folder / name).is_dir():
         raise ValueError(f"{folder} is incomplete: it has no folder {name!r} for its {entry[1]}.")
-    try:
-        return _load(cls, folder / name, dtype)
-    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"cannot load the {entry[1]} in {folder / name}: {reason}") from error
-
-
-def _load(cls: Any, folder: Path, dtype: Any) -> Any:
-    """A component whose class is known; the path it came from is not kept, for it would be saved and published."""
     if issubclass(cls, diffusers.ModelMixin):
-        require_safe_weights(folder)
-        options = {} if dtype is None else {"torch_dtype": dtype}
-        component, info = cls.from_pretrained(
-            str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
-        )
-        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-        if wrong:
-            raise ValueError(f"its weights are not those of its config ({len(wrong)} differ, such as {wrong[0]}).")
-    else:
-        component = cls.from_pretrained(str(folder))
-    component.register_to_config(_name_or_path="")
-    return component
+        return load_model(cls, folder / name, dtype, **(hub or {}))
+    return _load_scheduler(cls, folder / name)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; nothing when there is none.  Raises: ValueError when it is broken."""
+def _load_scheduler(cls: Any, folder: Path) -> Any:
     try:
-        return load_file(path) if path.is_file() else {}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is broken: {error}.") from error
-
-
-def require_safe_weights(folder: Path) -> None:
-    """Raises ValueError when a model folder has no safetensors weights, and says so when it offers a pickle instead."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = [path.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for path in folder.glob(suffix)]
-    if pickles:
-        raise ValueError(
-            f"{folder} offers its weights as a pickle ({pickles[0]}), which can run code when loaded; convert it to safetensors."
-        )
-    raise ValueError(f"{folder} has no weights: expected diffusion_pytorch_model.safetensors.")
+        read_json(folder / "scheduler_config.json")
+        scheduler = cls.from_pretrained(str(folder))
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"cannot load the {cls.__name__} in {folder}: {reason}") from error
+    scheduler.register_to_config(_name_or_path="")
+    return scheduler

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..conventions import output_from_velocity, sigma_from_timestep, t_from_sigma, time_grid
@@ -21,14 +19,13 @@ from ..models.bases import label_rows
 from ..solvers import ADAPTIVE_METHODS, integrate, integrate_adaptive
 from ..velocity import GuidedVelocity, Velocity
 from .inputs import adaptive_method, check_names, check_output_type, condition_tensors, grid_arguments, starting_noise
-from .loading import load_component, load_tensors, read_index, resolve_folder
 from .output import FlowPipelineOutput, to_pil
+from .saved import SavedPipeline
 
-CONDITIONS_FILE = "conditions.safetensors"
 MAX_CONDITIONS = 2048
 
 
-class FlowPipeline(DiffusionPipeline):
+class FlowPipeline(SavedPipeline):
     """A flow model with its scheduler, its normalisation, and the conditions it was trained under.
 
     Args:
@@ -248,46 +245,3 @@ class FlowPipeline(DiffusionPipeline):
         if output_type == "np":
             return data.cpu().numpy()
         return to_pil(data, self.description.get("value_range", (0.0, 1.0)))
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save the pipeline as diffusers does, safetensors only, and the conditions beside it."""
-        super().save_pretrained(str(save_directory), safe_serialization=True, **kwargs)
-        if self.conditions:
-            save_file(
-                {key: value.contiguous() for key, value in self.conditions.items()},
-                Path(save_directory) / CONDITIONS_FILE,
-            )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | None = None,
-        token: str | None = None,
-        dtype: torch.dtype | None = None,
-        **components: Any,
-    ) -> FlowPipeline:
-        """Load from a folder, the cache or the Hub; `model=` or `scheduler=` replace a saved component.
-
-        Only classes of `pipelines.loading.KNOWN_CLASSES` are loaded, and no code from the repository is run.
-        Raises: ValueError for anything that is not such a pipeline.
-        """
-        folder = resolve_folder(pretrained_model_name_or_path, revision, cache_dir, token)
-        index = read_index(folder)
-        unknown = sorted(set(components) - {"model", "scheduler"})
-        if unknown:
-            raise ValueError(
-                f"from_pretrained knows no {unknown[0]!r}; it takes model, scheduler, dtype, revision, cache_dir and token."
-            )
-        if index.get("_class_name") != cls.__name__:
-            raise ValueError(f"{folder} holds a {index.get('_class_name')!r}, not a {cls.__name__}.")
-        for name in ("model", "scheduler"):
-            if name not in components:
-                components[name] = load_component(folder, name, index.get(name), dtype)
-        pipeline = cls(
-            **components, description=index.get("description"), conditions=load_tensors(folder / CONDITIONS_FILE)
-        )
-        pipeline.model.eval()
-        return pipeline
