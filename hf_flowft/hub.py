@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from . import cards
+from .cards import merge_card, pipeline_card, render_card
 from .models import BaseReference, ViscousFlowModel
 from .models.bases import BASES
 from .models.saved import load_model, weights_digest
@@ -51,14 +51,14 @@ def push_folder(
     """
     api = HfApi(token=token)
     try:
-        space = {"space_sdk": "gradio"} if repo_type == "space" else {}
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, **space)
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
         theirs = _remote_readme(repo_id, revision, token, repo_type)
         readme = folder / "README.md"
         if theirs is not None and readme.is_file():
-            readme.write_text(cards.merge_card(readme.read_text(), theirs))
+            readme.write_text(merge_card(readme.read_text(), theirs))
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -90,7 +90,7 @@ def push_pipeline(pipeline: Any, repo_id: str, *, base: BaseReference | None = N
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pipeline.save_pretrained(folder, base=base)
-        card = cards.pipeline_card(repo_id.split("/")[-1], type(pipeline.model).__name__, pipeline.description, repo_id)
+        card = pipeline_card(repo_id.split("/")[-1], type(pipeline.model).__name__, pipeline.description, repo_id)
         (folder / "README.md").write_text(card)
         return push_folder(folder, repo_id, **options)
 
@@ -126,7 +126,7 @@ def write_repository(run_folder: Path, folder: Path, repo_id: str, base: BaseRef
         }
     write_json(folder / "results.json", results)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "README.md").write_text(cards.render_card(results, config, source=repo_id))
+    (folder / "README.md").write_text(render_card(results, config, source=repo_id))
 
 
 def read_config(run_folder: Path) -> dict[str, Any]:

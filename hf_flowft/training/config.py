@@ -23,12 +23,25 @@ from .settings import EvalConfig, TrainConfig
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What the card says about the model that no measurement can."""
+    """Where the result goes, and what its card says that no measurement can."""
+
+    push_to_hub: str = ""
+    """The repository (user/name) the finished run is pushed to; empty pushes nothing."""
+    push_best_to: str = ""
+    """A branch of that repository to which each new best model is pushed while the run goes on; empty for none."""
+    private: bool = False
+    """Make a new repository private."""
 
     licence: str = "apache-2.0"
     """The licence of the weights."""
     intended_use: str = ""
     """One or two sentences for the card; empty for a neutral one."""
+
+    def __post_init__(self) -> None:
+        if self.push_best_to and not self.push_to_hub:
+            raise ValueError(
+                "hub.push_best_to names a branch of hub.push_to_hub, which is empty: give the repository too."
+            )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from huggingface_hub import try_to_load_from_cache
 
 from ..batch import Batch
@@ -29,6 +30,7 @@ from .config import RunConfig
 from .folder import check_folder, write_config
 from .models import Trainee, ViscosityConfig
 from .pictures import SamplePictures, run_figures
+from .publishing import Publisher
 from .step import NonFiniteLossError
 from .trainer import FlowTrainer, TrainResult
 
@@ -58,6 +60,7 @@ class Run:
             self.data.normalisation = self.base.normalisation
         self.reference = FrozenVelocity(self.base.model) if self.base is not None else None
         check_folder(self.folder, config)
+        self.publisher = Publisher(config.hub, self._pipeline)
         self.context = self._context()
         self.objective: Objective = config.objective.build(self.context)
         self.trainer = FlowTrainer(
@@ -71,7 +74,7 @@ class Run:
             rows=self._rows(),
             shift=self.shift,
             null_condition=self.null_condition,
-            callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed)),
+            callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed), self.publisher),
             identity=config.as_dict(),
         )
         if self.trainer.accelerator.is_main_process:
@@ -154,7 +157,7 @@ class Run:
             result = self.trainer.train()
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error} {self._keep(error.result)}", error.result) from error
-        pipeline = self._pipeline(result)
+        pipeline = self._pipeline(result.model, result.improved)
         if result.stopped or not self.trainer.accelerator.is_main_process:
             return RunResult(pipeline, {}, self.folder)
         results = self._results(result, result.seconds)
@@ -165,6 +168,7 @@ class Run:
         write_json(self.folder / "results.json", results)
         results = read_results(self.folder / "results.json")
         write_card(results, self.config.as_dict(), self.folder)
+        self.publisher.finish(self.folder)
         return RunResult(pipeline, results, self.folder)
 
     def _keep(self, result: TrainResult) -> str:
@@ -176,10 +180,10 @@ class Run:
             self._pipeline(result).save_pretrained(folder)
         return f"The best model until then, of step {result.step}, is in {folder}: a new run can start from it with --model.path."
 
-    def _pipeline(self, result: TrainResult) -> FlowPipeline:
-        """The result with what is known of it; a base that nothing beat keeps its own description and conditions."""
-        if self.base is not None and not result.improved:
-            return FlowPipeline(result.model, self.trainee.scheduler, self.base.description, self.base.conditions)
+    def _pipeline(self, model: ModelMixin, changed: bool = True) -> FlowPipeline:
+        """A model of this run with what is known of it; a base that nothing beat keeps its own description and conditions."""
+        if self.base is not None and not changed:
+            return FlowPipeline(model, self.trainee.scheduler, self.base.description, self.base.conditions)
         description = describe_data(self.data, self.coupling)
         known = self.base.description if self.base is not None else {}
         if self.config.train.condition_dropout or "null_condition" in known:
@@ -187,7 +191,7 @@ class Run:
         if "value_range" in known:
             description["value_range"] = known["value_range"]
         conditions = draw_rows(self._all_conditions(), MAX_CONDITIONS, keyed_generator(self.config.seed, "kept"))
-        return FlowPipeline(result.model, self.trainee.scheduler, description, conditions)
+        return FlowPipeline(model, self.trainee.scheduler, description, conditions)
 
     def _models(self, result: TrainResult) -> dict[str, Velocity]:
         """The fields that are compared: the base, where there is one, and the result."""
@@ -215,6 +219,7 @@ class Run:
                 **result.selection.state(),
                 "metric": evaluator.metric_name,
                 "split": evaluator.selection_split,
+                "num_steps": self.config.eval.select_num_steps,
                 "best_step": result.step,
                 "improved": result.improved,
                 "verdict": self._verdict(result),
