@@ -1,48 +1,100 @@
-"""A card says what results.json says and nothing else, its metadata are valid, and its code runs."""
+"""A card says what results.json and config.yaml say and nothing else, its metadata are valid, and its code runs."""
 
+import copy
 import json
 import math
 import re
+import shutil
+from dataclasses import asdict
+from typing import get_args
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from tiny import SMALL_RUN, pretrained
 
-from hf_flowft import Run, load_config
-from hf_flowft.cards import render_card
-from hf_flowft.results import changes, compare, public_name, read_results, write_json
-from hf_flowft.tables import markdown_table, metrics_table, number
+from hf_flowft import FlowPipeline, Run, load_config
+from hf_flowft.cards import merge_card, pipeline_card, render_card, write_card
+from hf_flowft.cards.merge import SECTIONS, find_sections
+from hf_flowft.objectives import FlowMatchingConfig, GradualConfig, ObjectiveContext, ReconstructionConfig
+from hf_flowft.pairs import PairsConfig, PairsName
+from hf_flowft.results import add_baselines, public_name
+from hf_flowft.studies.digits import show_baseline
+from hf_flowft.tables import number
+from hf_flowft.times import TemperatureName, TemperatureSchedule, TimeDensity, TimeDensityName
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+DIGITS = ["--data.name=digits", "--data.labels=[5,6,7]", "--data.base_labels=[0,1]", "--data.train_size=20"]
+TOY = ["--data.name=toy", "--data.train_size=64", "--data.eval_size=32"]
+FRESH = ["--model.name=mlp", "--model.hidden_dim=8", "--model.num_layers=1"]
+TABLE = ["--data.name=vectors", "--data.path={folder}/t.npz", "--data.columns=[x]", "--data.label_column=k"]
+KINDS = {
+    "pretrain": [*TOY, *FRESH, "--objective.name=fm"],
+    "vectors": [*TABLE, "--data.condition_columns=[c]", *FRESH, "--objective.name=fm"],
+    "plain": [*DIGITS, "--model.name=pretrained", "--model.path={folder}/digits", "--objective.name=fm"],
+    "gft": [*DIGITS, "--model.name=pretrained", "--model.path={folder}/digits", "--objective.name=gft"],
+    "mle": [*TOY, "--model.name=pretrained", "--model.path={folder}/toy", "--objective.name=mle", "--pairs.name=self"],
+    "gav": [*DIGITS, "--model.name=viscosity", "--model.path={folder}/digits", "--objective.name=mle"],
+    "gav unconditional": [*TOY, "--model.name=viscosity", "--model.path={folder}/toy", "--objective.name=fm"],
+    "nothing better": [*TOY, "--model.name=pretrained", "--model.path={folder}/toy", "--objective.name=fm"],
+}
+MORE = {
+    "gft": ["--objective.replay_samples=32"],
+    "mle": ["--objective.num_steps=[1,2]", "--pairs.num_pairs=32", "--pairs.num_steps=2"],
+    "gav": ["--pairs.num_steps=2", "--model.hidden_dim=8"],
+    "gav unconditional": ["--model.hidden_dim=8"],
+    "nothing better": ["--train.learning_rate=1e-12"],
+}
+EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A fine-tune of labelled digits by viscosity, whose base stands at an absolute path: its card has every section."""
-    folder = tmp_path_factory.mktemp("card")
-    pretrained("digits").save_pretrained(folder / "base")
-    choice = {"data": {"name": "digits"}, "model": {"name": "viscosity"}, "objective": {"name": "mle"}}
-    words = ["--data.labels=[5,6,7]", "--data.base_labels=[0,1]", "--data.train_size=20", "--pairs.num_steps=2"]
-    words += ["--model.hidden_dim=8", f"--model.path={folder / 'base'}", f"--output_dir={folder / 'run'}"]
-    config = load_config(None, [*SMALL_RUN, *words, "--train.resume_from_checkpoint="], choice)
-    return Run(config, progress=False).execute(), config
+def runs(tmp_path_factory):
+    """A small run of every kind, made when it is first asked for; bases and data stand at absolute paths."""
+    folder = tmp_path_factory.mktemp("cards")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator).numpy()
+    np.savez(folder / "t.npz", x=x, c=x[:, :2], k=np.arange(40) % 2)
+    for data in ("digits", "toy"):
+        pretrained(data).save_pretrained(folder / data)
+    made = {}
+
+    def run(kind):
+        if kind not in made:
+            words = [word.format(folder=folder) for word in KINDS[kind]] + MORE.get(kind, [])
+            config = load_config(None, [*SMALL_RUN, *words, f"--output_dir={folder / kind.replace(' ', '_')}"])
+            made[kind] = Run(config, progress=False).execute()
+        return made[kind]
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def card(run):
-    return (run[0].folder / "README.md").read_text()
+def files(result):
+    """What the two files of a run folder hold: results and settings."""
+    results = json.loads((result.folder / "results.json").read_text())
+    return results, yaml.safe_load((result.folder / "config.yaml").read_text())
+
+
+def readme(result):
+    return (result.folder / "README.md").read_text()
+
+
+def section(card, name):
+    found = find_sections(card)[name]
+    return card[found.start : found.end]
 
 
 def told(card):
-    """What the card says about the model: without code, settings, names of papers, links and pictures."""
+    """What the card says about the model: without metadata, code, settings, names of papers, links and pictures."""
     text = card.split("---\n", 2)[2]
     text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
     return re.sub(r"\[.*?\]\(.*?\)|`[^`]*`", "", text)
 
 
 def numbers_in(value):
-    """Every number in nested results, those inside of sentences included."""
+    """Every number in nested results, those inside of sentences and names included."""
     if isinstance(value, dict):
         return [n for item in value.items() for n in numbers_in(list(item))]
     if isinstance(value, (list, tuple)):
@@ -54,86 +106,258 @@ def numbers_in(value):
 
 def is_rounded(shown, known):
     """Whether a printed number is a known one, to the digits that are printed."""
-    digits = shown.lstrip("+-").split("e")[0].replace(".", "").lstrip("0")
-    return any(
-        float(shown) == float(f"{value:.{max(len(digits), 1)}g}") or float(shown) == round(value) for value in known
-    )
+    digits = max(len(shown.lstrip("+-").split("e")[0].replace(".", "").lstrip("0")), 1)
+    return any(float(shown) == float(f"{value:.{digits}g}") for value in known)
 
 
-def unfounded(text, results):
-    known = numbers_in(results)
+def unfounded(text, *sources):
+    known = numbers_in(sources)
     return [n for n in NUMBER.findall(text) if not is_rounded(n, known)]
 
 
 # Numbers
 
 
-def test_no_number_is_made_up(run, card):
-    """Every number outside of code and settings is in results.json, to the digits printed; the metadata hold them whole."""
-    results = json.loads((run[0].folder / "results.json").read_text())
-    assert unfounded(told(card), [results, run[1].as_dict()]) == []
+@EACH_KIND
+def test_no_number_is_made_up(runs, kind):
+    """Every number outside of code and settings is in results.json or config.yaml, to the digits printed; the metadata hold them whole."""
+    card, (results, config) = readme(runs(kind)), files(runs(kind))
+    assert unfounded(told(card), results, config) == []
     assert len(NUMBER.findall(told(card))) > 40
     parts = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
-    metrics = [metric for part in parts for metric in part["metrics"]]
-    measured = results["metrics"]["result"]
-    assert {m["name"]: m["value"] for m in metrics} == {
-        name: entry["value"] for name, entry in measured.items() if entry["direction"] != "neither"
-    }
+    measured = {m["name"]: m["value"] for part in parts for m in part["metrics"]}
+    column = results["metrics"]["result"]
+    assert measured == {name: e["value"] for name, e in column.items() if e["direction"] != "neither"}
 
 
-def test_the_checker_finds_what_is_made_up(run, card):
-    """A number changed in its last digit is found."""
-    results = run[0].results
+def test_the_checker_finds_what_is_made_up(runs):
+    """A number changed in its last digits is found, and one that follows from others but is not in the results."""
+    card, (results, config) = readme(runs("gav")), files(runs("gav"))
     value = results["metrics"]["result"]["held_out_loss"]["value"]
-    shown = f"{value:.4g}"
-    wrong = f"{value * 1.003:.4g}"
+    shown, wrong = f"{value:.4g}", f"{value * 1.003:.4g}"
     assert shown in card
-    assert set(unfounded(told(card).replace(shown, wrong), [results, run[1].as_dict()])) == {wrong}
-    assert unfounded("better by 12.7 %", results) == ["12.7"]
+    assert set(unfounded(told(card).replace(shown, wrong), results, config)) == {wrong}
+    assert unfounded("better by 12.7 %", results, config) == ["12.7"]
 
 
-def test_every_metric_is_on_the_card(run, card):
-    for column in run[0].results["metrics"].values():
+@EACH_KIND
+def test_the_card_is_a_function_of_two_files(runs, kind, tmp_path):
+    """Rendered elsewhere from results.json and config.yaml it is the README of the run folder, byte for byte."""
+    results, config = files(runs(kind))
+    assert render_card(results, config) == readme(runs(kind))
+    assert write_card(results, config, tmp_path).read_text() == readme(runs(kind))
+
+
+@EACH_KIND
+def test_every_metric_is_on_the_card(runs, kind):
+    """With base and result, samples and draws; figures are embedded and certificates told in full."""
+    card, (results, _) = readme(runs(kind)), files(runs(kind))
+    for column in results["metrics"].values():
         for name, entry in column.items():
             row = next(line for line in card.splitlines() if line.startswith(f"| {name} "))
-            assert number(entry) in row
-    assert all(f"![{figure}]({figure})" in card for figure in run[0].results["figures"])
-    assert all(sentence in card for sentence in run[0].results["certificate"])
+            assert {number(entry), str(entry["count"])} <= {cell.strip() for cell in row.split("|")}
+    assert results["figures"]
+    assert all(f"]({figure})" in card and (runs(kind).folder / figure).is_file() for figure in results["figures"])
+    certificate = section(card, "certificate")
+    assert all(sentence in certificate for sentence in results["certificate"])
+    assert ("There is none" in certificate) != kind.startswith("gav")
 
 
-def test_the_settings_on_the_card_are_those_of_the_run(run, card):
+def test_the_settings_on_the_card_are_those_of_the_run(runs):
     """The block reads back as the resolved settings, but for the folders of this machine."""
-    block = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
-    expected = {key: run[1].as_dict()[key] for key in ("seed", "data", "model", "objective", "pairs", "train", "eval")}
+    card, (_, config) = readme(runs("gav")), files(runs("gav"))
+    expected = {key: config[key] for key in ("seed", "data", "model", "objective", "pairs", "train", "eval")}
     expected["model"]["path"] = public_name(expected["model"]["path"])
     for key in ("resume_from_checkpoint", "report_to"):
         del expected["train"][key]
-    assert block == expected
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]) == expected
+
+
+# What got better and what got worse
+
+
+def test_what_moved_is_grouped_in_words(runs):
+    """Forgetting, step counts and diversity have names; every metric with a direction stands in the list of its verdict, with its numbers."""
+    results, config = files(runs("gft"))
+    verdicts = {"target/energy@1": "worse", "base_domain/energy@2": "worse", "path_length": "better"}
+    for name, change in results["changes"].items():
+        change["verdict"] = verdicts.get(name, "unclear")
+    results["changes"]["diversity"]["verdict"] = "lower"
+    text = section(render_card(results, config), "changes")
+    better, worse, unclear, samples = re.split(r"\*\*(?:Worse|No clear|Diversity).*?\*\*", text)
+    assert re.search(r"- The flow itself: length of the paths .* → .* \(.* ± .*\)", better)
+    assert re.search(r"- .*at other numbers of solver steps: energy distance at 1 step [\d.]+ → ", worse)
+    assert re.search(r"- The base's own data \(forgetting\): energy distance at 2 steps ", worse)
+    assert "at the numbers of solver steps it was selected at: energy distance at 2 steps" in unclear
+    assert "diversity" in samples
+    assert "LOWER" in samples
+    assert "nearer to the training data" in samples
+
+
+def test_forgetting_that_was_not_measured_is_named(runs):
+    """Among what got worse, and among the limits."""
+    card = readme(runs("mle"))
+    assert "Forgetting was not measured" in section(card, "changes").split("**Worse")[1].split("**No clear")[0]
+    assert "What it has forgotten of the base's domain was not measured." in section(card, "limits")
+    assert "not measured" not in section(readme(runs("gft")), "changes")
+
+
+def test_a_run_in_which_nothing_got_better_says_so(runs):
+    """The base is what is returned, and the card says it twice."""
+    card, (results, _) = readme(runs("nothing better")), files(runs("nothing better"))
+    assert not results["selection"]["improved"]
+    assert "the base is returned" in section(card, "summary")
+    assert "the base is what is returned" in section(card, "changes")
+
+
+def test_memorisation_is_named_from_the_numbers(runs):
+    """Nearer to the training data than held-out data are: may be memorisation; not nearer: not."""
+    results, config = files(runs("gft"))
+    entry = results["metrics"]["result"]["nearest_train"]
+    for value, words in ((0.5, "Samples lie nearer"), (1.5, "Samples do not lie nearer")):
+        entry["value"] = value * results["metrics"]["result"]["nearest_train_of_test"]["value"]
+        assert words in section(render_card(results, config), "limits")
+
+
+def test_what_selected_is_not_called_a_test(runs):
+    """Without a test split the card says that the numbers flatter."""
+    results, config = files(runs("gav"))
+    assert "Measured on the test split, which selected nothing" in render_card(results, config)
+    text = render_card({**results, "test_split": "validation"}, config)
+    assert "Measured on the validation split, which also SELECTED the model" in text
+
+
+# Methods in words
+
+
+def test_every_choice_has_words():
+    """All couplings, densities, schedules and pairs can be told, in sentences whose every number is a setting."""
+    context = ObjectiveContext(event_shape=(2,), num_steps=10)
+    told = []
+    for coupling in ("independent", "ot", "sinkhorn"):
+        for name in get_args(TimeDensityName):
+            config = FlowMatchingConfig(coupling=coupling, times=TimeDensity(name, shift=3.0), weighting="kl")
+            told.append((config.describe(context), asdict(config)))
+    for name in get_args(TemperatureName):
+        context = ObjectiveContext((2,), 10, temperature=TemperatureSchedule(name, 4.5, 0.25, 0.7))
+        for config in (GradualConfig("target"), ReconstructionConfig([3], anchor_weight=0.3)):
+            told.append(
+                (config.describe(context), (asdict(config), asdict(context.temperature), asdict(context.pairs)))
+            )
+    for name in get_args(PairsName):
+        pairs = PairsConfig(name, num_steps=7, repeats=5, refresh_epochs=6, allow_independent=True)
+        config = ReconstructionConfig([3, 9], gradient="truncated", last_steps=2, flow_matching_weight=0.4)
+        told.append((config.describe(ObjectiveContext((2,), 10, pairs=pairs)), (asdict(config), asdict(pairs))))
+    for text, settings in told:
+        assert unfounded(re.sub(r"x_[01]", "", text), settings) == []
+        assert text.endswith(".")
+    assert len({text for text, _ in told}) == len(told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "papers"),
+    [
+        ("gft", ["gradual fine-tuning (GFT) on the replay measure", "with the constant weight 1", "32 samples"], ["2601.22495"]),
+        ("mle", ["MLE of reconstructions", "N drawn from 1, 2 at every step", "Pairs `self`: 32 noises"], ["2510.02081"]),
+        ("gav unconditional", ["flow matching", "dissipative residual"], ["2210.02747", "2510.02081"]),
+    ],
+)  # fmt: skip
+def test_methods_are_told_with_their_papers(runs, kind, words, papers):
+    """In the words of the objective, with the loop's; title, link and bibtex of each paper, that of GAV beside the loss's."""
+    card = readme(runs(kind))
+    assert all(word in section(card, "summary") + section(card, "method") for word in words)
+    assert "At most 2 steps of AdamW with batches of 8 at learning rate 0.0003 (constant)" in section(card, "method")
+    assert re.findall(r"\[arXiv:(.*?)\]", card) == papers
+    assert card.count("```bibtex\n@") == len(papers)
 
 
 # Metadata
 
 
-def test_the_metadata_are_valid(card):
-    """As huggingface_hub reads them, the model-index included."""
+@EACH_KIND
+def test_the_metadata_are_valid(runs, kind):
+    """As huggingface_hub reads them, the model-index included; tasks and relations are names the Hub knows; what is not on the Hub is not linked."""
+    data, (results, _) = ModelCard(readme(runs(kind))).data, files(runs(kind))
+    is_image = len(results["data"]["event_shape"]) == 3
+    assert (data.library_name, data.license) == ("diffusers", "apache-2.0")
+    assert data.pipeline_tag == ("unconditional-image-generation" if is_image else None)
+    assert {"flow-matching", "diffusers", "hf_flowft", results["method"]} == set(data.tags)
+    assert (data.base_model, data.datasets) == (None, None)
+    assert set(data.metrics) == {r.metric_type for r in data.eval_results}
+    assert {r.dataset_name for r in data.eval_results} == {results["data"]["name"]}
+    forgetting = {r.dataset_split for r in data.eval_results if r.metric_name.startswith("base_domain/")}
+    assert forgetting <= {"base_test"}
+    assert {r.dataset_split for r in data.eval_results} - forgetting == {"test"}
+    assert data.eval_results[0].task_type == ("unconditional-image-generation" if is_image else "other")
+
+
+def test_what_is_on_the_hub_is_linked(runs):
+    """Base and data set, at their revisions, in metadata and text; a residual pushed alone is an adapter."""
+    results, config = files(runs("gav"))
+    results["base_model"] = {"id": "user/base", "revision": "abc123", "source": "hub", "relation": "finetune"}
+    results["data"] |= {"source": "user/digits", "split": "train", "revision": "def456"}
+    card = render_card(results, config, source="user/tuned")
     data = ModelCard(card).data
-    assert data.library_name == "diffusers"
-    assert data.license == "apache-2.0"
-    assert data.pipeline_tag == "unconditional-image-generation"
-    assert {"flow-matching", "hf_flowft", "mle"} <= set(data.tags)
-    assert [r.metric_name for r in data.eval_results][:2] == ["target/energy@1", "target/energy@2"]
-    assert data.eval_results[0].dataset_name == "digits"
+    assert (data.base_model, data.base_model_relation, data.datasets) == ("user/base", "finetune", ["user/digits"])
+    assert data.eval_results[0].dataset_type == "user/digits"
+    assert data.eval_results[0].dataset_revision == "def456"
+    assert "[user/base](https://huggingface.co/user/base) at revision `abc123`" in section(card, "summary")
+    assert "[user/digits](https://huggingface.co/datasets/user/digits), split `train`, revision `def456`" in card
+    assert 'from_pretrained("user/tuned")' in section(card, "use")
+    results["base_model"]["relation"] = "adapter"
+    adapter = render_card(results, config)
+    assert ModelCard(adapter).data.base_model_relation == "adapter"
+    assert "a residual on the frozen [user/base]" in section(adapter, "summary")
 
 
-def test_no_path_of_this_machine_is_published(run, card):
-    """Neither in the card nor in the results nor in the pipeline; the base keeps its last two names."""
-    folder = run[0].folder
-    home = str(folder.parent)
-    assert f"{folder.parent.name}/base`" in card
+def test_a_base_of_the_hub_is_recorded_at_its_commit(runs, hub, tmp_path):
+    """What the run was asked for is a name; what is told is the commit it stood for."""
+    pretrained("toy").save_pretrained(tmp_path / "base")
+    content = {
+        str(p.relative_to(tmp_path / "base")): p.read_bytes() for p in (tmp_path / "base").rglob("*") if p.is_file()
+    }
+    commit = hub.create("user/base", content)
+    words = ["--model.name=pretrained", "--model.path=user/base", "--objective.name=fm", "--train.num_steps=1"]
+    result = Run(
+        load_config(None, [*SMALL_RUN, *TOY, *words, f"--output_dir={tmp_path / 'run'}"]), progress=False
+    ).execute()
+    assert result.results["base_model"] == {
+        "id": "user/base",
+        "revision": commit,
+        "source": "hub",
+        "relation": "finetune",
+    }
+    assert ModelCard(readme(result)).data.base_model == "user/base"
+    assert f"at revision `{commit}`" in readme(result)
+
+
+# What must not be on a card
+
+
+@EACH_KIND
+def test_no_path_of_this_machine_is_published(runs, kind):
+    """Neither in the card nor in the results nor in the pipeline; bases and tables keep their names."""
+    folder = runs(kind).folder
     published = [folder / "README.md", folder / "results.json", *(folder / "pipeline").rglob("*")]
-    assert not [path for path in published if path.is_file() and home.encode() in path.read_bytes()]
-    assert public_name("user/model") == "user/model"
-    assert public_name("runs/base/pipeline") == "runs/base/pipeline"
+    home = str(folder.parent).encode()
+    assert not [path for path in published if path.is_file() and home in path.read_bytes()]
+
+
+def test_no_path_person_or_token_of_the_settings_is_told(runs):
+    """Wherever in results or settings they stand."""
+    results, config = copy.deepcopy(files(runs("gav")))
+    token = "hf_" + "a1B2" * 9
+    config["model"]["path"] = "/home/alice/models/base"
+    config["data"]["path"] = "C:\\Users\\alice\\data.csv"
+    config["hub"] |= {"intended_use": f"As in /home/alice/notes/use.md, with {token}.", "token": token}
+    config["train"]["resume_from_checkpoint"] = "/home/alice/runs/run/checkpoints/step_3"
+    results["data"]["source"] = "/home/alice/data/digits.parquet"
+    results["base_model"]["id"] = "/home/alice/models/base"
+    results["selection"]["verdict"] += " See /home/alice/log."
+    card = render_card(results, config)
+    assert not re.search(r"alice|/home|Users|hf_[A-Za-z0-9]{16}", card)
+    assert "models/base" in card
+    assert "notes/use.md" in card
 
 
 # Code
@@ -143,117 +367,89 @@ def code(card):
     return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
 
 
-def test_the_code_runs(run, card, monkeypatch):
-    """Pasted into an interpreter in the run's folder it draws samples, of labels the run was trained on."""
-    monkeypatch.chdir(run[0].folder)
+SAMPLES = {
+    "pretrain": 4,
+    "vectors": 4,
+    "plain": 3,
+    "gft": 3,
+    "mle": 4,
+    "gav": 3,
+    "gav unconditional": 4,
+    "nothing better": 4,
+}
+
+
+@EACH_KIND
+def test_the_code_runs(runs, kind, monkeypatch):
+    """Pasted into an interpreter in the run's folder it draws samples, of labels or conditions the run was trained on."""
+    monkeypatch.chdir(runs(kind).folder)
     names = {}
-    exec(code(card), names)
-    assert len(names["samples"]) == 3
-    assert "class_labels=[5, 6, 7]" in card
+    exec(code(readme(runs(kind))), names)
+    assert len(names["samples"]) == SAMPLES[kind]
 
 
-def test_the_code_runs_for_vectors_under_conditions(tmp_path, monkeypatch, generator):
-    """Labels and vectors together: the card takes them from the pipeline."""
-    import numpy as np
-    import torch
+def test_the_code_runs_in_a_repository(runs, tmp_path):
+    """Where the pipeline lies at the root; of a plain card too, with and without conditions."""
+    for kind in ("gft", "mle", "vectors"):
+        repository = tmp_path / kind
+        shutil.copytree(runs(kind).folder / "pipeline", repository)
+        pipeline = FlowPipeline.from_pretrained(repository)
+        plain = pipeline_card(kind, type(pipeline.model).__name__, pipeline.description, str(repository))
+        for card in (render_card(*files(runs(kind)), source=str(repository)), plain):
+            names = {}
+            exec(code(card), names)
+            assert len(names["samples"]) == (SAMPLES[kind] if card is not plain else 4)
 
-    x = torch.randn(40, 3, generator=generator).numpy()
-    np.savez(tmp_path / "table.npz", x=x, c=x[:, :2], k=np.arange(40) % 2)
-    choice = {"data": {"name": "vectors"}, "model": {"name": "mlp"}, "objective": {"name": "fm"}}
-    words = [
-        f"--data.path={tmp_path / 'table.npz'}",
-        "--data.columns=[x]",
-        "--data.label_column=k",
-        "--data.condition_columns=[c]",
+
+# Baselines
+
+
+def test_a_baseline_is_a_column_and_a_sentence(runs):
+    """Its own numbers, its method and seed; the model-index stays the result's."""
+    (results, config), (other, _) = files(runs("gft")), files(runs("plain"))
+    card = render_card(add_baselines(results, {"plain fine-tune": other}), config)
+    row = next(line for line in card.splitlines() if line.startswith("| target/energy@2 "))
+    assert [cell.strip() for cell in row.split("|")[2:5]] == [
+        number(metrics["target/energy@2"])
+        for metrics in (results["metrics"]["base"], results["metrics"]["result"], other["metrics"]["result"])
     ]
-    words += ["--model.hidden_dim=8", "--model.num_layers=1", f"--output_dir={tmp_path / 'run'}"]
-    result = Run(load_config(None, [*SMALL_RUN, *words], choice), progress=False).execute()
-    card = (result.folder / "README.md").read_text()
-    monkeypatch.chdir(result.folder)
-    names = {}
-    exec(code(card), names)
-    assert names["samples"].shape == (4, 3)
-    assert str(tmp_path) not in card
-    assert "trained from scratch" in card
-    assert "untrained network" in card or "best model" in card
+    assert "`plain fine-tune` is another run on the same data, judged in the same way: flow matching, seed 0" in card
+    assert ModelCard(card).data.eval_results == ModelCard(readme(runs("gft"))).data.eval_results
+    assert unfounded(told(card), add_baselines(results, {"plain fine-tune": other}), config) == []
+    with pytest.raises(ValueError, match=r"data\.name is 'five_gaussians'"):
+        add_baselines(results, {"toy": files(runs("mle"))[0]})
 
 
-def test_what_selected_is_not_called_a_test(run):
-    """Without a test split the card says that the numbers flatter."""
-    result, config = run
-    results = {**result.results, "test_split": "validation"}
-    text = render_card(results, config.as_dict())
-    assert "Measured on the validation split, which also SELECTED the model" in text
-    assert "Measured on the test split, which selected nothing" in render_card(result.results, config.as_dict())
+def test_the_demo_shows_the_plain_fine_tune_beside_every_method(runs, tmp_path):
+    """In results.json and on the card; showing it again changes nothing, and the plain one stays alone."""
+    (results, config), (other, _) = files(runs("gft")), files(runs("plain"))
+    beside = {}
+    for name, source in (("plain", runs("plain")), ("GFT", runs("gft"))):
+        shutil.copytree(source.folder, tmp_path / name)
+        beside[name] = type(source)(source.pipeline, files(source)[0], tmp_path / name)
+    settings = load_config(None, [], config)
+    for _ in range(2):
+        for name in beside:
+            show_baseline(beside, name, settings)
+        written, _ = files(beside["GFT"])
+        assert list(written["metrics"]) == ["base", "result", "plain"]
+        assert written["metrics"]["plain"] == other["metrics"]["result"]
+        assert readme(beside["GFT"]) == render_card(add_baselines(results, {"plain": other}), config)
+        assert readme(beside["plain"]) == readme(runs("plain"))
 
 
-# Tables and results
+# Cards that a person edits
 
 
-def test_tables():
-    """Four digits and an error of two; missing values are a dash; directions are in words."""
-    assert number({"value": 0.123456, "stderr": 0.01234}) == "0.1235 ± 0.012"
-    assert number({"value": 38.0}) == "38"
-    assert number(None) == number({"value": None}) == "-"
-    assert markdown_table(["a", "bb"], [["xxx", "y"]]) == "| a   | bb |\n|-----|----|\n| xxx | y  |"
-    entry = {"value": 1.0, "count": 5, "direction": "lower"}
-    rows = metrics_table(
-        {"base": {"m": entry}, "result": {"n": {**entry, "direction": "higher", "repeats": 3}}}
-    ).splitlines()
-    assert [cell.strip() for cell in rows[2].split("|")[1:-1]] == ["m", "1", "-", "5", "-", "lower is better"]
-    assert [cell.strip() for cell in rows[3].split("|")[1:-1]] == ["n", "-", "1", "5", "3", "higher is better"]
-
-
-def test_better_and_worse_are_judged_draw_by_draw():
-    """The paired standard error of differences 1, 2, 3 is 1 / sqrt(3), and Student's t with two degrees of freedom reaches 4.53 at two sigma.
-
-    4.53 / sqrt(3) = 2.61, so a mean of 2.7 counts and one of 2.5 does not, however far the draws lie apart themselves.
-    """
-    draws = [100.0, 50.0, 10.0]
-    kinds = ("lower", "higher", "neither")
-    base = {kind: {"value": 160 / 3, "values": draws, "direction": kind} for kind in kinds}
-
-    def moved(by):
-        return {
-            kind: {
-                **e,
-                "value": e["value"] + by,
-                "values": [d + by + s for d, s in zip(draws, (-1, 0, 1), strict=True)],
-            }
-            for kind, e in base.items()
-        }
-
-    assert compare(base, moved(2.7)) == (["higher"], ["lower"])
-    assert compare(base, moved(-2.7)) == (["lower"], ["higher"])
-    assert compare(base, moved(2.5)) == ([], [])
-    found = changes(base, moved(-2.7))
-    assert found["lower"]["difference"] == pytest.approx(-2.7)
-    assert found["lower"]["stderr"] == pytest.approx(1 / math.sqrt(3))
-    assert {kind: change["verdict"] for kind, change in found.items()} == {
-        "lower": "better",
-        "higher": "worse",
-        "neither": "lower",
-    }
-
-
-def test_numbers_of_one_draw_count_from_two_per_cent():
-    """Where nothing is known of the noise; what is not finite is left out."""
-    exact = {"low": {"value": 100.0, "direction": "lower"}}
-    assert compare(exact, {"low": {"value": 97.9, "direction": "lower"}}) == (["low"], [])
-    assert compare(exact, {"low": {"value": 98.1, "direction": "lower"}}) == ([], [])
-    assert changes(exact, {"low": {"value": None, "direction": "lower"}}) == {}
-    assert changes(exact, {"low": {"value": math.nan, "direction": "lower"}}) == {}
-
-
-def test_results_are_json(tmp_path):
-    """Numbers that are not finite become null, folders are made, and what is not ours is refused."""
-    path = tmp_path / "a" / "results.json"
-    write_json(path, {"format_version": 2, "x": [float("nan"), 1.5], 3: (float("inf"),)})
-    assert read_results(path) == {"format_version": 2, "x": [None, 1.5], "3": [None]}
-    assert not list(path.parent.glob("*.tmp"))
-    for text in ("{", "[]", '{"format_version": 7}'):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"results.json"):
-            read_results(path)
-    with pytest.raises(ValueError, match="cannot read the results"):
-        read_results(tmp_path / "none.json")
+def test_writing_again_keeps_what_a_person_wrote(runs, tmp_path):
+    """In bytes: ends of lines and characters that are no UTF-8 included; every section of a real card is renewed."""
+    results, config = files(runs("gft"))
+    path = write_card(results, config, tmp_path)
+    path.write_bytes(path.read_bytes() + b"Mine, \xff\r\n")
+    changed = copy.deepcopy(results)
+    changed["metrics"]["result"]["target/energy@2"]["value"] = math.pi
+    write_card(changed, config, tmp_path)
+    expected = merge_card(render_card(changed, config), render_card(results, config) + "Mine.")
+    assert path.read_bytes() == expected.removesuffix("Mine.").encode() + b"Mine, \xff\r\n"
+    assert "3.142" in section(expected, "results")
+    assert list(find_sections(expected)) == list(SECTIONS)

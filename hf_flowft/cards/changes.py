@@ -16,8 +16,9 @@ NAMES = {
     "diversity": "distance between two samples (diversity)",
 }
 ABOUT = {
-    "selected": "The new data, at the numbers of solver steps the model was selected at",
-    "other_steps": "The new data, at other numbers of solver steps",
+    "target": "The data it was trained for",
+    "selected": "The data it was trained for, at the numbers of solver steps it was selected at",
+    "other_steps": "The data it was trained for, at other numbers of solver steps",
     "base_domain": "The base's own data (forgetting)",
     "flow": "The flow itself",
     "samples": "Diversity and memorisation, which have no better or worse of their own",
@@ -40,16 +41,19 @@ def changes_section(results: dict[str, Any]) -> str:
         return f"## What got better and what got worse\n\n{told}"
     lines = ["## What got better and what got worse", "", _how(results)]
     for verdict, title in VERDICTS.items():
-        lines += ["", f"**{title}**", "", *_bullets(results, found, (verdict,))]
+        lines += ["", f"**{title}**", "", *_bullets(results, found, verdict)]
     lines += ["", f"**{ABOUT['samples']}**", "", *_samples(results, found)]
     return "\n".join(lines)
 
 
 def _how(results: dict[str, Any]) -> str:
+    draws, single = results["evaluation"]["num_repeats"], "counts from a fiftieth of the base's value on"
+    if draws == 1:
+        return f"Result minus base, from one noise draw: nothing is known of the errors, so a difference {single}."
     return (
-        f"Result minus base, each over the same {results['evaluation']['num_repeats']} noise draws. A difference counts when it exceeds two standard "
-        "errors of the paired differences (with Student's t, since draws are few); numbers of a single draw have no error and count from a "
-        "fiftieth of the base's on."
+        f"Result minus base, both over the same {draws} noise draws. A difference counts when it exceeds two standard errors of the paired "
+        f"differences (with Student's t, since draws are few); one of a number that was drawn once {single}. How much other held-out samples would "
+        "have changed the numbers is not part of the errors."
     )
 
 
@@ -59,7 +63,9 @@ def about(name: str, results: dict[str, Any]) -> str:
         return "base_domain"
     if name.startswith("target/"):
         steps = _steps(name)
-        return "selected" if steps is None or steps in results["evaluation"]["select_num_steps"] else "other_steps"
+        if steps is None:
+            return "target"
+        return "selected" if steps in results["selection"]["num_steps"] else "other_steps"
     return "samples" if results["metrics"]["result"][name]["direction"] == "neither" else "flow"
 
 
@@ -75,17 +81,17 @@ def _steps(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _bullets(results: dict[str, Any], found: dict[str, dict[str, Any]], verdicts: tuple[str, ...]) -> list[str]:
+def _bullets(results: dict[str, Any], found: dict[str, dict[str, Any]], verdict: str) -> list[str]:
     lines = []
     for group, title in ABOUT.items():
         told = [
             _told(name, change, results)
             for name, change in found.items()
-            if change["verdict"] in verdicts and about(name, results) == group != "samples"
+            if change["verdict"] == verdict and about(name, results) == group != "samples"
         ]
         if told:
             lines.append(f"- {title}: {'; '.join(told)}.")
-    if "worse" in verdicts and not any(about(name, results) == "base_domain" for name in found):
+    if verdict == "worse" and not any(about(name, results) == "base_domain" for name in found):
         lines.append("- Forgetting was not measured: the run was given no data of the base's domain.")
     return lines or ["- Nothing that was measured."]
 

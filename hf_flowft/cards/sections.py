@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,7 +29,7 @@ def summary_section(results: dict[str, Any], config: dict[str, Any]) -> str:
     lines = [
         f"A flow-matching model (`{results['model']}`, {results['parameters']} parameters), {start} **{data['name']}**.",
         f"**{results['selection']['verdict']}**",
-        f"Data: {_source(data)}; {counts}.",
+        f"Data: {_source(data)}; samples: {counts}.",
         f"Seed {results['seed']}; {results['train']['steps']} optimiser steps in {seconds:.0f} s.",
     ]
     return "\n\n".join(lines)
@@ -50,10 +51,12 @@ def _start(results: dict[str, Any]) -> str:
 def _source(data: dict[str, Any]) -> str:
     if hub_data(data):
         link = f"[{data['source']}](https://huggingface.co/datasets/{data['source']})"
-        text = f"{link}, split `{data['split']}`, revision `{data['revision']}`"
+        subset = f", subset `{data['subset']}`" if data.get("subset") else ""
+        text = f"{link}{subset}, split `{data['split']}`, revision `{data['revision']}`"
     else:
-        text = str(data.get("source", data["name"]))
-    return f"{text} (licence {data['licence']})" if data.get("licence") else text
+        text = str(data.get("source", data["name"])) + (f", `{data['digest']}`" if data.get("digest") else "")
+    text += f", licence {data['licence']}" if data.get("licence") else ""
+    return text + (", read as a stream" if data.get("stream") else "")
 
 
 def results_section(results: dict[str, Any], config: dict[str, Any]) -> str:
@@ -85,7 +88,8 @@ def certificate_section(results: dict[str, Any]) -> str:
 
 def pictures_section(results: dict[str, Any]) -> str:
     """The figures of the run."""
-    return "\n\n".join(["## Pictures", *(f"![{path}]({path})" for path in results["figures"])])
+    pictures = [f"![{Path(path).stem.replace('_', ' ')}]({path})" for path in results["figures"]]
+    return "\n\n".join(["## Pictures", *pictures])
 
 
 def use_section(results: dict[str, Any], source: str) -> str:
@@ -95,7 +99,7 @@ def use_section(results: dict[str, Any], source: str) -> str:
         given = f", class_labels={results['labels'][:4]}"
     elif results["conditions"]:  # vectors: some of those it was trained under
         given = "".join(f', {key}=pipeline.conditions["{key}"][:4]' for key in results["conditions"])
-    steps = max(results["evaluation"]["select_num_steps"])
+    steps = max(results["selection"]["num_steps"])
     return usage(source, [f"samples = pipeline(num_inference_steps={steps}{given}).samples"])
 
 
@@ -154,13 +158,25 @@ def limits_section(results: dict[str, Any], config: dict[str, Any]) -> str:
     count = max(entry["count"] for entry in metrics.values())
     limits = [
         f"The model has been judged only by the numbers above, on at most {count} held-out samples of the same source as the training data.",
+        _measured_steps(results),
         memorisation(metrics),
     ]
     if results["base_model"] is not None and not any(name.startswith("base_domain/") for name in metrics):
         limits.append("What it has forgotten of the base's domain was not measured.")
     if results["labels"]:
-        limits.append(f"Trained on the labels {', '.join(map(str, results['labels']))} only.")
+        limits.append(f"Trained on the labels {_listed(results['labels'])} only.")
     return "\n".join(["## Intended use and limits", "", use, "", *(f"- {limit}" for limit in limits)])
+
+
+def _measured_steps(results: dict[str, Any]) -> str:
+    if results["evaluation"]["metric"] == "held_out_loss":
+        return "It was judged by its loss on held-out data: how good its samples are was not measured."
+    measured, selected = results["evaluation"]["report_num_steps"], results["selection"]["num_steps"]
+    return f"It was sampled with {_listed(measured)} solver steps and selected at {_listed(selected)}; other numbers of steps were not measured."
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def environment_section(results: dict[str, Any]) -> str:

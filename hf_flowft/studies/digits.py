@@ -10,9 +10,10 @@ import torch
 
 from .. import figures
 from ..batch import Batch
+from ..cards import write_card
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_generator
-from ..results import RESULTS_VERSION, environment, write_json
+from ..results import RESULTS_VERSION, add_baselines, environment, write_json
 from ..tables import markdown_table, number
 from ..training.config import RunConfig
 from ..training.pictures import pictured, pictured_samples, to_unit
@@ -29,6 +30,7 @@ METHODS = {
     "GFT replay, then MLE self": "digits_few_steps",
 }
 RECIPE = "GFT replay, then MLE self"
+BASELINE = "plain"
 COLUMNS = {
     "new digits, 16 steps": "target/energy@16",
     "old digits, 16 steps": "base_domain/energy@16",
@@ -54,6 +56,7 @@ def main(out: Path, quick: bool = False) -> None:
     for index, (name, config_name) in enumerate(METHODS.items(), 1):
         print(f"\n[{index}/{len(METHODS)}] {name}")
         runs[name] = run_or_reuse(config_of(config_name, out, quick))
+        show_baseline(runs, name, config_of(config_name, out, quick))
     results = collect(base, runs)
     write_json(out / "results.json", results)
     table = comparison_table(results)
@@ -77,6 +80,15 @@ def config_of(name: str, out: Path, quick: bool) -> RunConfig:
     if quick and plain["pairs"]["name"] == "self":
         overrides["pairs.num_pairs"] = 256
     return study_config(name, overrides)
+
+
+def show_baseline(runs: dict[str, RunResult], name: str, config: RunConfig) -> None:
+    """Put the plain fine-tune, which comes first, beside a method in its results file and on its card."""
+    run = runs[name]
+    if name != BASELINE:
+        run.results = add_baselines(run.results, {BASELINE: runs[BASELINE].results})
+        write_json(run.folder / "results.json", run.results)
+        write_card(run.results, config.as_dict(), run.folder)
 
 
 def collect(base: RunResult, runs: dict[str, RunResult]) -> dict[str, Any]:

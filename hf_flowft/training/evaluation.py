@@ -175,10 +175,13 @@ class Evaluator:
         return [sum(row) / len(row) for row in rows]
 
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on beside the model and the data; runs with the same can stand side by side."""
-        kept = ("solver", "select_num_steps", "report_num_steps", "num_repeats", "max_samples")
-        settings = {key: getattr(self.config, key) for key in kept}
-        return {"metric": self.metric_name, **settings, "seed": self.seed, "shift": self.shift}
+        """What the report depends on beside the model and the data; runs with the same can stand side by side."""
+        kept = ("solver", "report_num_steps", "num_repeats", "max_samples")
+        return {
+            "metric": self.metric_name,
+            **{key: getattr(self.config, key) for key in kept},
+            "seed": self.seed,
+        }
 
     def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
         """Every number of the report, on the test splits: name -> value, count, direction; stderr, repeats and their values where noise is drawn."""
