@@ -1,5 +1,7 @@
-"""A run that is stopped and resumed is the run that was not, bit for bit."""
+"""Going on with a run: for more steps, into another folder, after a signal, a broken checkpoint or a loss that exploded."""
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -9,188 +11,104 @@ import warnings
 
 import pytest
 import torch
+import yaml
+from tiny import SMALL_RUN, network, pretrained, toy, tree
 
 from hf_flowft import (
     Callback,
     EvalConfig,
     FlowMatchingObjective,
+    FlowPipeline,
     FlowTrainer,
-    FrozenVelocity,
-    GradualObjective,
+    Run,
     TrainConfig,
-    VelocityMLP,
+    load_config,
 )
-from hf_flowft.couplings import OTCoupling
-from hf_flowft.data import ToyConfig, load_toy
-from hf_flowft.objectives import ReconstructionObjective
-from hf_flowft.pairs import PairBuilder, PairsConfig
-from hf_flowft.randomness import keyed_generator
-from hf_flowft.training.batches import BankRows
-from hf_flowft.training.checkpoint import CheckpointError, list_checkpoints
+from hf_flowft.cli import main
+from hf_flowft.training import NonFiniteLossError
+from hf_flowft.training.batches import LoaderRows
+from hf_flowft.training.checkpoint import checkpoint_path, list_checkpoints, load_tensors, read_state
 
-DATA = load_toy(ToyConfig(train_size=100, eval_size=32))
-EVAL = EvalConfig(every=4, num_repeats=2, select_num_steps=[2])
+DATA = toy()
+EVAL = EvalConfig(every=4, num_repeats=2, select_num_steps=[1], max_samples=16)
 
 
-class Dropping(VelocityMLP):
-    """An MLP with dropout, which draws from torch's global generator."""
-
-    def forward(self, sample, timestep, return_dict=True):
-        """The MLP's output with dropout."""
-        out = torch.nn.functional.dropout(super().forward(sample, timestep).sample, 0.2, self.training)
-        return (out,)
+def trainer(folder, resume="", rows=None, **train):
+    """Ten steps of a small network, with a checkpoint after the fifth."""
+    settings = {"num_steps": 10, "batch_size": 16, "checkpoint_every": 5, "log_every": 1, **train}
+    config = TrainConfig(resume_from_checkpoint=resume, **settings)
+    return FlowTrainer(network(DATA), DATA, FlowMatchingObjective(), config, EVAL, folder, rows=rows)
 
 
-def model(cls=VelocityMLP):
-    """A small network with fixed initial weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return cls(event_shape=[2], hidden_dim=16, num_layers=1)
+def last_weights(folder, group="weights"):
+    """The weights at the end of a run, not those of its best step."""
+    return load_tensors(list_checkpoints(folder)[-1], group)
 
 
-def trainer(folder, objective="fm", resume="", num_steps=10, cls=VelocityMLP, **train):
-    """A trainer of the small network; `objective` names a case."""
-    network = model(cls)
-    reference = FrozenVelocity(model(cls))
-    rows = None
-    if objective == "mle":
-        bank = PairBuilder(PairsConfig("ot_output", num_steps=2), reference)
-        rows = BankRows(lambda k: bank.build(DATA.rows("train"), {}, keyed_generator(0, "pairs", k)), refresh_epochs=1)
-    built = {
-        "fm": lambda: FlowMatchingObjective(),
-        "ot": lambda: FlowMatchingObjective(coupling=OTCoupling()),
-        "gft": lambda: GradualObjective(reference, num_steps=10),
-        "mle": lambda: ReconstructionObjective([1, 2, 4], covariance="learned", event_shape=(2,)),
-    }[objective]()
-    config = TrainConfig(
-        num_steps=num_steps, batch_size=32, checkpoint_every=5, resume_from_checkpoint=resume, log_every=1, **train
-    )
-    identity = {"objective": objective, "train": {"learning_rate": config.learning_rate}}
-    return FlowTrainer(network, DATA, built, config, EVAL, folder, rows=rows, identity=identity)
-
-
-def state(run):
-    """Everything that must be equal: live weights, EMA, optimiser, history and scores."""
-    flat = {**{f"w.{k}": v for k, v in run.weights().items()}, **{f"e.{k}": v for k, v in run.ema.shadow.items()}}
-    moments = run.optimizer.state_dict()["state"]
-    flat |= {f"o.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
-    return flat, run.history, run.selection.state()
-
-
-def assert_same(a, b):
-    """Bitwise equality of two runs."""
-    tensors_a, *rest_a = state(a)
-    tensors_b, *rest_b = state(b)
-    assert tensors_a.keys() == tensors_b.keys()
-    for name in tensors_a:
-        assert torch.equal(torch.as_tensor(tensors_a[name]), torch.as_tensor(tensors_b[name])), name
-    assert rest_a == rest_b
-
-
-@pytest.mark.parametrize(
-    ("objective", "options"),
-    [
-        ("fm", {}),
-        ("fm", {"gradient_accumulation_steps": 2}),
-        ("fm", {"cls": Dropping}),
-        ("ot", {"lr_schedule": "cosine"}),
-        ("gft", {"ema_mode": "power"}),
-        ("mle", {}),
-    ],
-    ids=["fm", "accumulation", "dropout", "ot", "gft", "mle"],
-)
-def test_five_and_five_are_ten(tmp_path, objective, options):
-    """10 steps = 5 + stopped + resumed 5, bitwise: weights, EMA, optimiser, losses and scores."""
-    whole = trainer(None, objective, **options)
-    whole.train()
-    trainer(tmp_path, objective, num_steps=10, **options).train()
-    for late in list_checkpoints(tmp_path)[1:]:
-        for file in late.iterdir():
-            file.unlink()
-        late.rmdir()
-    resumed = trainer(tmp_path, objective, resume="latest", **options)
-    resumed.train()
-    # `train` ends by loading the best weights: compare what both returned, and everything else
-    assert_same(whole, resumed)
+def assert_same(one, other):
+    """Bitwise: live weights, averages and losses of two run folders."""
+    for group in ("weights", "ema"):
+        a, b = last_weights(one, group), last_weights(other, group)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(value, b[name]) for name, value in a.items())
+    a, b = (read_state(list_checkpoints(folder)[-1])["history"] for folder in (one, other))
+    assert a == b
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path):
-    """Training may go on for more steps than first planned (constant learning rate: the same run)."""
-    whole = trainer(None, num_steps=10)
-    whole.train()
-    trainer(tmp_path, num_steps=5).train()
-    longer = trainer(tmp_path, resume=str(list_checkpoints(tmp_path)[-1]))
-    longer.train()
-    weights = {name: value for name, value in state(longer)[0].items() if not name.startswith("w.")}
-    assert all(torch.equal(value, state(whole)[0][name]) for name, value in weights.items())
+    """Training may go on for more steps than first planned: with a constant learning rate it is the longer run."""
+    trainer(tmp_path / "whole").train()
+    trainer(tmp_path / "short", num_steps=5).train()
+    trainer(tmp_path / "short", "latest").train()
+    assert_same(tmp_path / "whole", tmp_path / "short")
 
 
-def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
-    """`latest` skips a truncated checkpoint with a warning; naming it is an error."""
-    trainer(tmp_path).train()
-    newest = list_checkpoints(tmp_path)[-1]
-    file = newest / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    run = trainer(tmp_path, resume="latest")
-    with pytest.warns(UserWarning, match=r"damaged"):
-        run.train()
-    assert run.step == 10
-    (newest / "weights.safetensors").write_bytes(b"x")
-    other = trainer(tmp_path / "other", resume=str(newest))
-    with pytest.raises(CheckpointError, match=r"damaged"):
-        other.train()
-
-
-def test_another_run_is_refused(tmp_path):
-    """Resuming under changed settings names the change."""
-    trainer(tmp_path, num_steps=5).train()
-    with pytest.raises(CheckpointError, match=r"train.learning_rate: 0.0003 -> 0.1"):
-        trainer(tmp_path, resume="latest", learning_rate=0.1).train()
-
-
-@pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_that_goes_on(tmp_path):
-    """A subprocess that is asked to stop ends cleanly, says how to go on, and goes on."""
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "hf_flowft", "pretrain", "--output_dir", str(folder), "--data.name", "toy"]
-    command += [
-        "--data.train_size=256",
-        "--data.eval_size=64",
-        "--model.name=mlp",
-        "--model.hidden_dim=16",
-        "--model.num_layers=1",
-    ]
-    command += ["--train.num_steps=100000", "--train.batch_size=32", "--eval.every=100000", "--eval.num_repeats=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "0"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    wait_for(lambda: (folder / "config.yaml").is_file())
-    time.sleep(3)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    assert "resume_from_checkpoint latest" in output
-    (stopped,) = list_checkpoints(folder)
-    steps = int(stopped.name.removeprefix("checkpoint-"))
-    finish = [*command, f"--train.num_steps={steps + 5}", "--train.resume_from_checkpoint=latest"]
-    assert subprocess.run(finish, env=environment, check=False, capture_output=True).returncode == 0
-    assert (folder / "results.json").is_file()
-
-
-def wait_for(condition, seconds=60):
-    """Poll until a condition holds."""
-    for _ in range(seconds * 10):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
-
-
-def test_resume_warns_of_nothing_else(tmp_path):
-    """A clean resume raises no warning of ours."""
+def test_resuming_warns_of_nothing(tmp_path):
+    """Where nothing is wrong."""
     trainer(tmp_path, num_steps=5).train()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        trainer(tmp_path, resume="latest").train()
+        trainer(tmp_path, "latest").train()
+
+
+def test_the_time_of_all_parts_is_told(tmp_path):
+    """A resumed run has taken what its parts have taken."""
+    first = trainer(tmp_path, num_steps=5).train()
+    saved = read_state(checkpoint_path(tmp_path, 5))["seconds"]
+    assert 0 < saved <= first.seconds
+    run = trainer(tmp_path, "latest")
+    started = time.perf_counter()
+    seconds = run.train().seconds
+    assert saved < seconds <= saved + time.perf_counter() - started
+
+
+def test_a_broken_checkpoint_does_not_cost_a_whole_one(tmp_path):
+    """With a limit of one: what was just written is kept, though a broken one bears a higher number, which is written again in its turn."""
+    trainer(tmp_path / "whole").train()
+    trainer(tmp_path, checkpoints_total_limit=0).train()
+    broken = checkpoint_path(tmp_path, 10) / "weights.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+
+    class Stop(Callback):
+        def on_log(self, trainer, step, logs):
+            """Asks to stop after step 7."""
+            if step == 7:
+                signal.raise_signal(signal.SIGTERM)
+
+    run = trainer(tmp_path, "latest", checkpoints_total_limit=1)
+    run.callbacks = [Stop()]
+    with pytest.warns(UserWarning, match="skipping a broken checkpoint"):
+        assert run.train().stopped
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-7", "checkpoint-10"]
+    with pytest.warns(UserWarning, match="skipping a broken checkpoint"):
+        trainer(tmp_path, "latest", checkpoints_total_limit=1).train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10"]
+    assert_same(tmp_path / "whole", tmp_path)
+
+
+def test_latest_needs_a_folder():
+    with pytest.raises(ValueError, match="no output_dir to look in"):
+        trainer(None, "latest").train()
 
 
 def test_a_run_without_a_folder_does_not_pass_for_a_whole_one_when_stopped():
@@ -199,6 +117,7 @@ def test_a_run_without_a_folder_does_not_pass_for_a_whole_one_when_stopped():
 
     class Stop(Callback):
         def on_log(self, trainer, step, logs):
+            """Asks to stop after step 3."""
             if step == 3:
                 signal.raise_signal(signal.SIGTERM)
 
@@ -206,3 +125,123 @@ def test_a_run_without_a_folder_does_not_pass_for_a_whole_one_when_stopped():
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert run.step == 3
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path):
+    """Rows read by no or by two worker processes, from the start or from the middle: the same run."""
+    for workers in (0, 2):
+        trainer(tmp_path / str(workers), rows=LoaderRows(DATA, workers), num_workers=workers).train()
+    assert_same(tmp_path / "0", tmp_path / "2")
+    begun = trainer(
+        tmp_path / "moved", checkpoint_path(tmp_path / "2", 5).as_posix(), LoaderRows(DATA, 0), num_workers=0
+    )
+    begun.train()
+    assert_same(tmp_path / "0", tmp_path / "moved")
+
+
+# Run folders
+
+
+def config(folder, *words, **options):
+    """A run on the toy from a pretrained pipeline, with checkpoints after every second of four steps."""
+    base = folder.parent / "base"
+    if not base.exists():
+        pretrained("toy").save_pretrained(base)
+    defaults = {"objective": {"name": "fm"}, "data": {"name": "toy", "train_size": 64, "eval_size": 32}}
+    defaults |= {"model": {"name": "pretrained", "path": str(base)}, "output_dir": str(folder)}
+    steps = ["--train.num_steps=4", "--train.checkpoint_every=2", "--train.learning_rate=0.01"]
+    return load_config(None, [*SMALL_RUN, *steps, *words], defaults)
+
+
+def test_a_checkpoint_is_taken_to_another_folder(tmp_path):
+    """Resumed by its path into a new output_dir, the run ends as it did in the old one, which stays as it is."""
+    first = Run(config(tmp_path / "first")).execute()
+    before = tree(tmp_path / "first")
+    words = f"--train.resume_from_checkpoint={checkpoint_path(tmp_path / 'first', 2)}"
+    second = Run(config(tmp_path / "second", words)).execute()
+    assert tree(tmp_path / "first") == before
+    for key in ("metrics", "selection"):
+        assert second.results[key] == first.results[key]
+    assert_same(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(ValueError, match=r"train.batch_size: 8 -> 4"):
+        Run(config(tmp_path / "third", words, "--train.batch_size=4")).execute()
+
+
+def test_latest_in_any_folder(tmp_path):
+    """One command serves a new folder, an empty one, and those that a kill left behind; a folder of other things is refused."""
+    latest = "--train.resume_from_checkpoint=latest"
+    settings = {name: config(tmp_path / name, latest) for name in ("new", "empty", "half", "begun")}
+    for name in ("empty", "half", "begun"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "half" / ".config.yaml.tmp").write_text("data: {na")
+    (tmp_path / "begun" / "config.yaml").write_text(yaml.safe_dump(settings["begun"].as_dict()))
+    (tmp_path / "begun" / "figures").mkdir()
+    for name, setting in settings.items():
+        Run(setting)
+        assert yaml.safe_load((tmp_path / name / "config.yaml").read_text()) == setting.as_dict()
+        assert not (tmp_path / name / ".config.yaml.tmp").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"no run to resume in .*other, but other files"):
+        Run(config(other, latest))
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("improves", [True, False])
+def test_the_best_survives_a_loss_that_is_not_finite(tmp_path, improves):
+    """The pipeline of the best step until then is written, and said to be; there are no results to pass for those of a whole run."""
+    run = Run(config(tmp_path / "run", "--eval.min_delta=0", f"--train.learning_rate={0.01 if improves else 1e-9}"))
+    run.trainer.evaluator.distance = lambda velocity, split, n, repeat: 5.0 - run.trainer.step * improves
+    run.trainer.train_step.register_forward_hook(
+        lambda module, inputs, output: (output[0] * (math.nan if inputs[1] == 3 else 1), output[1])
+    )
+    with pytest.raises(NonFiniteLossError, match="not finite at step 3") as caught:
+        run.execute()
+    written = tmp_path / "run" / "pipeline"
+    assert not (tmp_path / "run" / "results.json").exists()
+    best = {name: value.clone() for name, value in caught.value.result.model.state_dict().items()}
+    if improves:
+        assert f"of step 2, is in {written}" in str(caught.value)
+        saved = load_tensors(checkpoint_path(tmp_path / "run", 3), "best")
+    else:
+        assert "Nothing better than the start" in str(caught.value)
+        assert not written.exists()
+        saved = load_tensors(checkpoint_path(tmp_path / "run", 3), "base")
+    pipeline = FlowPipeline.from_pretrained(written if improves else tmp_path / "base")
+    for name, value in pipeline.model.state_dict().items():
+        assert torch.equal(value, best[name])
+        assert torch.equal(value, saved[f"velocity.model.{name}"])
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_that_goes_on(tmp_path, capsys):
+    """A process that is asked to stop ends cleanly, says how to go on, and goes on."""
+    folder = tmp_path / "run"
+    words = f"pretrain --output_dir {folder} --data.name toy --data.train_size 64 --data.eval_size 32 --model.name mlp --model.hidden_dim 16"
+    words += " --model.num_layers 1 --train.batch_size 16 --train.num_steps 100000 --eval.every 100000 --eval.num_repeats 2 --train.log_every 1"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_flowft", *words.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    while not (
+        folder / "figures" / "samples_over_training.png"
+    ).exists():  # the base has been evaluated: the loop begins
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "resume_from_checkpoint latest" in output
+    (stopped,) = list_checkpoints(folder)
+    steps = int(stopped.name.removeprefix("checkpoint-")) + 5
+    assert main([*words.split(), f"--train.num_steps={steps}", "--train.resume_from_checkpoint=latest"]) == 0
+    assert "train.num_steps: 100000 -> " in capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    assert results["train"]["steps"] == steps
+    assert [entry["step"] for entry in results["train"]["history"]] == list(range(1, steps + 1))

@@ -75,11 +75,13 @@ def restore(trainer: FlowTrainer) -> Path | None:
     Returns: its folder; None for `latest` where there is none yet: the run then starts from the beginning.
     Raises: CheckpointError when it is broken, of another run, or the processes do not see the same one.
     """
-    processes, run_folder = trainer.processes, trainer.output_dir or Path(".")
-    if processes.is_main:
+    processes, run_folder, wanted = trainer.processes, trainer.output_dir, trainer.config.resume_from_checkpoint
+    if wanted == "latest" and run_folder is None:
+        raise CheckpointError("there is no output_dir to look in for the latest checkpoint: name one, or a checkpoint.")
+    if processes.is_main and run_folder is not None:
         checkpoint.recover(run_folder)
     processes.accelerator.wait_for_everyone()
-    found = checkpoint.find_checkpoint(trainer.config.resume_from_checkpoint, run_folder)
+    found = checkpoint.find_checkpoint(wanted, run_folder)
     steps = processes.numbers(-1 if found is None else found[1]["step"])
     if not (steps == steps[0]).all():
         raise CheckpointError(

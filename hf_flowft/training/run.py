@@ -177,7 +177,7 @@ class Run:
             return "Nothing better than the start had been found by then."
         folder = self.folder / "pipeline"
         if self.trainer.accelerator.is_main_process:
-            self._pipeline(result).save_pretrained(folder)
+            self._pipeline(result.model).save_pretrained(folder)
         return f"The best model until then, of step {result.step}, is in {folder}: a new run can start from it with --model.path."
 
     def _pipeline(self, model: ModelMixin, changed: bool = True) -> FlowPipeline:
