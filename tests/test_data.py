@@ -9,7 +9,7 @@ from datasets import Dataset
 from sklearn.datasets import load_digits as sklearn_digits
 
 from hf_flowft.data import DATA, DigitsConfig, FlowData, Normalisation, ToyConfig, from_tensors, load_digits, load_toy
-from hf_flowft.data.flow_data import balanced_take, select_labels, split_dataset, split_rows
+from hf_flowft.data.splits import balanced_take, select_labels, split_dataset, split_rows
 from hf_flowft.data.toy import FIVE_CENTRES, FIVE_STD, FIVE_WEIGHTS, sample_toy, shift_domain
 
 

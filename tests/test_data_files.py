@@ -85,7 +85,9 @@ def test_cifar_from_parquet(shared_data):
     path = shared_data / "images" / "cifar10_test.parquet"
     columns = pyarrow.parquet.read_schema(path).names
     label, image = next(c for c in columns if "label" in c), next(c for c in columns if "im" in c)
-    config = ImagesConfig(str(path), image, label, labels=[3], base_labels=[5], train_size=16)
+    config = ImagesConfig(
+        path=str(path), image_column=image, label_column=label, labels=[3], base_labels=[5], train_size=16
+    )
     data = load_images(config)
     batch = data.rows("train")
     assert batch.x_1.shape == (16, 3, 32, 32)
@@ -160,6 +162,10 @@ def table(rows=40, seed=0):
     return {"a": x[:, 0], "b": x[:, 1], "both": x, "kind": np.arange(rows) % 4}
 
 
+def vectors(path, columns, **options):
+    return VectorsConfig(path=path, columns=columns, **options)
+
+
 def write(tmp_path, kind, columns):
     path = tmp_path / f"table.{kind}"
     if kind == "npz":
@@ -176,7 +182,7 @@ def write(tmp_path, kind, columns):
 def test_every_file_gives_the_same_vectors(tmp_path, kind, columns):
     """Data units are restored exactly to float32, rows keep their labels, and only the training part is normalised to 0 and 1."""
     source = table()
-    data = load_vectors(VectorsConfig(write(tmp_path, kind, source), columns, "kind"))
+    data = load_vectors(vectors(write(tmp_path, kind, source), columns, label_column="kind"))
     known = {tuple(x): k for x, k in zip(source["both"].astype(np.float32).tolist(), source["kind"], strict=True)}
     train = data.rows("train")
     np.testing.assert_allclose(train.x_1.mean(dim=0), 0, atol=1e-6)
@@ -192,14 +198,14 @@ def test_every_file_gives_the_same_vectors(tmp_path, kind, columns):
         seen += len(set(nearest.indices.tolist()))
     assert seen == 40
     assert data.num_classes == 4
-    raw = load_vectors(VectorsConfig(write(tmp_path, kind, source), columns, normalise=False)).rows("train").x_1
+    raw = load_vectors(vectors(write(tmp_path, kind, source), columns, normalise=False)).rows("train").x_1
     assert {tuple(x) for x in raw.tolist()} <= set(known)
 
 
 def test_condition_vectors(tmp_path):
     """Conditions are used as they are, beside the sample they belong to."""
     path = write(tmp_path, "npz", table())
-    data = load_vectors(VectorsConfig(path, ["a"], condition_columns=["b", "kind"], normalise=False))
+    data = load_vectors(vectors(path, ["a"], condition_columns=["b", "kind"], normalise=False))
     batch, source = data.rows("train"), table()
     expected = {
         np.float32(a): (np.float32(b), k) for a, b, k in zip(source["a"], source["b"], source["kind"], strict=True)
@@ -210,7 +216,7 @@ def test_condition_vectors(tmp_path):
 
 def test_labels_choose_target_and_base_of_tables(tmp_path):
     path = write(tmp_path, "csv", table())
-    data = load_vectors(VectorsConfig(path, ["a"], "kind", labels=[0, 1], base_labels=[2]))
+    data = load_vectors(vectors(path, ["a"], label_column="kind", labels=[0, 1], base_labels=[2]))
     assert set(data.rows("test").condition["class_labels"].tolist()) <= {0, 1}
     assert set(data.rows("base_test").condition["class_labels"].tolist()) == {2}
     assert data.num_classes == 3
@@ -240,14 +246,14 @@ HOLES = {**table(), "a": np.where(np.arange(40) == 17, np.nan, table()["a"])}
 def test_wrong_tables_are_refused(tmp_path, kind, columns, options, message):
     """Each in one sentence that names the column or the row."""
     with pytest.raises(ValueError, match=message) as caught:
-        load_vectors(VectorsConfig(write(tmp_path, kind, columns), **options)).num_classes  # noqa: B018
+        load_vectors(VectorsConfig(path=write(tmp_path, kind, columns), **options)).num_classes  # noqa: B018
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.npz", "some/where"])
 def test_what_is_not_there_is_said(tmp_path, name):
     with pytest.raises(ValueError, match=r"none|some/where"):
-        load_vectors(VectorsConfig(str(tmp_path / name) if "." in name else name, ["a"]))
+        load_vectors(vectors(str(tmp_path / name) if "." in name else name, ["a"]))
 
 
 @pytest.mark.parametrize("name", ["text.npz", "text.parquet", "text.txt", "folder"])
@@ -255,5 +261,5 @@ def test_files_of_another_kind_are_refused(tmp_path, name):
     """What is there but cannot be read is not looked for on the Hub."""
     (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).write_text("hello")
     with pytest.raises(ValueError, match=r"cannot read") as caught:
-        load_vectors(VectorsConfig(str(tmp_path / name), ["a"]))
+        load_vectors(vectors(str(tmp_path / name), ["a"]))
     assert "Hub" not in str(caught.value)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .digits import DigitsConfig, load_digits
-from .flow_data import FlowData, Normalisation
+from .flow_data import FlowData
 from .images import ImagesConfig, load_images
+from .normalisation import Normalisation
 from .toy import ToyConfig, load_toy
 from .vectors import VectorsConfig, from_tensors, load_vectors
 

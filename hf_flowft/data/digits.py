@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasets import Array3D, ClassLabel, Dataset, Features
 
-from .flow_data import FlowData, Normalisation, balanced_take, select_labels, split_dataset
+from .flow_data import FlowData
+from .normalisation import Normalisation
+from .splits import balanced_take, select_labels, split_dataset
 
 
 @dataclass(frozen=True)

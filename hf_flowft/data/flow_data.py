@@ -12,39 +12,12 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..batch import Batch
-from ..randomness import keyed_generator
+from .normalisation import Normalisation
+from .reading import RowReader
+from .splits import require_columns
+from .streams import RowStream
 
 SPLITS = ("train", "validation", "test", "base_train", "base_validation", "base_test")
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """z = (x - mean) / std, with one number for all coordinates or one a coordinate; stored with the model, undone by the pipeline."""
-
-    mean: float | list[float] = 0.0
-    std: float | list[float] = 1.0
-
-    @classmethod
-    def fit(cls, x: Tensor) -> Normalisation:
-        """One mean and standard deviation a coordinate of vectors (n, d); constant coordinates keep a std of 1."""
-        std = x.std(dim=0, correction=0)
-        return cls(x.mean(dim=0).tolist(), torch.where(std > 0, std, torch.ones_like(std)).tolist())
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Data units to model units: (batch, *event)."""
-        return (x - self._tensor(self.mean, x)) / self._tensor(self.std, x)
-
-    def undo(self, z: Tensor) -> Tensor:
-        """Model units to data units: (batch, *event)."""
-        return z * self._tensor(self.std, z) + self._tensor(self.mean, z)
-
-    def log_volume(self, event_shape: Sequence[int]) -> float:
-        """log |dx/dz| of one sample: what a log-density in model units loses in data units."""
-        return float(torch.tensor(self.std, dtype=torch.float64).expand(tuple(event_shape)).log().sum())
-
-    @staticmethod
-    def _tensor(value: float | list[float], like: Tensor) -> Tensor:
-        return torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 @dataclass
@@ -53,19 +26,21 @@ class FlowData:
 
     `splits`: named as in SPLITS; the `base_*` splits hold data of the base's domain, on which forgetting is measured. `sample_column` holds the
     data, `condition_columns` maps a keyword argument of the model to a column; `decode` turns a stored value (an image) into an array of
-    `event_shape` when it is read. `facts` (source, revision, licence ...) go to results and card.
+    `event_shape` when it is read. `facts` (source, revision, licence ...) go to results and card. With a `stream`, training reads from there, and
+    the split `train` is a sample of it: for statistics, labels and banks of pairs.
     """
 
     name: str
     splits: dict[str, Dataset]
     event_shape: tuple[int, ...]
-    normalisation: Normalisation = Normalisation()
+    normalisation: Normalisation = field(default_factory=Normalisation)
     sample_column: str = "sample"
     condition_columns: dict[str, str] = field(default_factory=dict)
     is_image: bool = False
     decode: Callable[[Any], np.ndarray] | None = None
     label_names: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    stream: RowStream | None = None
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
@@ -114,147 +89,21 @@ class FlowData:
             raise ValueError(f"data {self.name!r} has no split {split!r}; it has {', '.join(self.splits)}.")
         dataset = self.splits[split]
         where = range(len(dataset)) if index is None else list(index)
-        table = self._read(dataset, where, split)
-        samples = stack_samples(table[self.sample_column], self.event_shape, where, f"split {split!r} of {self.name!r}")
-        condition = {key: _condition(table[column], column) for key, column in self.condition_columns.items()}
-        return Batch(self.normalisation.apply(samples), condition)
+        return self.reader.batch(dataset, where, f"split {split!r} of {self.name!r}")
+
+    @property
+    def reader(self) -> RowReader:
+        """How rows become batches, as things stand (the normalisation may be replaced by a base's)."""
+        return RowReader(self.event_shape, self.normalisation, self.sample_column, self.condition_columns, self.decode)
 
     def conditions(self, split: str) -> dict[str, Tensor]:
         """The conditions of a whole split, without reading its samples."""
-        dataset = self.splits[split].with_format("numpy")
-        return {key: _condition(dataset[column][:], column) for key, column in self.condition_columns.items()}
-
-    def _read(self, dataset: Dataset, where: Sequence[int], split: str) -> dict[str, Any]:
-        if self.decode is None:
-            return dataset.with_format("numpy")[where]
-        try:
-            table = dataset[where]
-        except (OSError, SyntaxError) as error:  # Pillow's errors of unknown, truncated and broken files
-            row = next(row for row in where if not _is_readable(dataset, row))
-            raise ValueError(
-                f"row {row} of split {split!r} of {self.name!r} is an unreadable image: {error}"
-            ) from error
-        values = table[self.sample_column]
-        missing = [row for row, value in zip(where, values, strict=True) if value is None]
-        if missing:
-            raise ValueError(f"row {missing[0]} of split {split!r} of {self.name!r} has no image.")
-        return {**table, self.sample_column: [self.decode(value) for value in values]}
-
-
-def _is_readable(dataset: Dataset, row: int) -> bool:
-    try:
-        return bool(dataset[row])
-    except (OSError, SyntaxError):
-        return False
-
-
-def stack_samples(values: Any, event_shape: Sequence[int], where: Sequence[int], name: str) -> Tensor:
-    """Arrays of one shape as a float32 tensor (n, *event_shape), checked."""
-    arrays = [_channels_first(np.asarray(value), event_shape) for value in values]
-    for row, array in zip(where, arrays, strict=True):
-        if array.shape != tuple(event_shape):
-            raise ValueError(
-                f"row {row} of {name} has shape {array.shape}, expected {tuple(event_shape)}: convert the data, or choose resolution and channels."
-            )
-    samples = torch.from_numpy(np.stack(arrays).astype(np.float32))
-    bad = ~torch.isfinite(samples.flatten(1)).all(dim=1)
-    if bad.any():
-        raise ValueError(
-            f"row {list(where)[int(bad.nonzero()[0])]} of {name} holds NaN or infinite values ({int(bad.sum())} such rows); clean the data."
-        )
-    return samples
-
-
-def _channels_first(array: np.ndarray, event_shape: Sequence[int]) -> np.ndarray:
-    """Decoded images come as (height, width[, channels]); events of three axes are (channels, height, width)."""
-    if len(event_shape) != 3 or array.shape == tuple(event_shape):
-        return array
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def _condition(values: Any, column: str) -> Tensor:
-    array = np.asarray(values)
-    if array.dtype == object or not np.issubdtype(array.dtype, np.number):
-        raise ValueError(
-            f"the condition column {column!r} must hold numbers of one shape, got {array.dtype}; encode labels as integers."
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"the condition column {column!r} holds NaN or infinite values.")
-    return torch.from_numpy(array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32))
-
-
-def require_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:
-    """Raises ValueError when a column is missing, naming the ones there are."""
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(f"{where} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}.")
-
-
-def split_rows(size: int, validation: float, test: float, seed: int, name: str = "data") -> dict[str, list[int]]:
-    """A seeded partition of `size` rows into train / validation / test by fractions.
-
-    Raises: ValueError for fractions outside [0, 1) or splits that would be empty.
-    """
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(
-            f"validation and test fractions must be >= 0 and leave room for training, got {validation} and {test}."
-        )
-    if size == 0:
-        raise ValueError(f"{name} is empty: there is nothing to split; check the source and the labels chosen.")
-    order = torch.randperm(size, generator=keyed_generator(seed, "split")).tolist()
-    cut_test = round(size * test)
-    cut_validation = cut_test + round(size * validation)
-    return {"test": order[:cut_test], "validation": order[cut_test:cut_validation], "train": order[cut_validation:]}
-
-
-def split_dataset(
-    dataset: Dataset,
-    validation: float,
-    test: float,
-    seed: int,
-    *,
-    prefix: str = "",
-    train_size: int = 0,
-    name: str = "data",
-) -> dict[str, Dataset]:
-    """`split_rows` applied; `prefix` "base_" names the base's splits; `train_size` > 0 keeps that many training rows.
-
-    Raises: ValueError when `train_size` is negative, or the training part is smaller.
-    """
-    parts = split_rows(len(dataset), validation, test, seed, name)
-    if train_size < 0:
-        raise ValueError(f"train_size must be at least 1, or 0 for all rows, got {train_size}.")
-    if train_size > len(parts["train"]):
-        raise ValueError(
-            f"train_size is {train_size}, but only {len(parts['train'])} rows of {name} are left for training."
-        )
-    if train_size:
-        parts["train"] = parts["train"][:train_size]
-    return {f"{prefix}{split}": dataset.select(rows) for split, rows in parts.items() if rows or split == "train"}
-
-
-def select_labels(dataset: Dataset, column: str, labels: Sequence[int]) -> Dataset:
-    """The rows whose label is one of `labels` (all rows when `labels` is empty).  Raises: ValueError when there is no label column."""
-    if not labels:
-        return dataset
-    if not column:
-        raise ValueError(
-            f"labels {list(labels)} were chosen, but no column holds labels: name it with data.label_column."
-        )
-    values = np.asarray(dataset.with_format("numpy")[column])
-    return dataset.select(np.flatnonzero(np.isin(values, list(labels))))
-
-
-def balanced_take(dataset: Dataset, column: str, size: int) -> Dataset:
-    """The first `size` rows, as evenly over the labels as they allow: few training images should not miss a class."""
-    values = np.asarray(dataset.with_format("numpy")[column])
-    rank = np.empty(len(values), dtype=np.int64)
-    for label in np.unique(values):
-        rows = np.flatnonzero(values == label)
-        rank[rows] = np.arange(len(rows))
-    return dataset.select(np.sort(np.lexsort((values, rank))[:size]))
+        return self.reader.conditions(self.splits[split])
 
 
 def describe(data: FlowData) -> Mapping[str, Any]:
     """What the results and the card say about the data."""
-    return {"name": data.name, **data.facts, "event_shape": list(data.event_shape), "counts": data.counts}
+    stream = data.stream
+    sizes = {} if stream is None else {"epoch_size": stream.epoch_size, "shuffle_buffer": stream.shuffle_buffer}
+    described = {"event_shape": list(data.event_shape), "counts": data.counts}
+    return {"name": data.name, **data.facts, **described, **({"stream": sizes} if sizes else {})}

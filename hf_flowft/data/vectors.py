@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from .flow_data import FlowData, Normalisation, require_columns, select_labels, split_dataset, stack_samples
-from .sources import load_source
+from .flow_data import FlowData
+from .normalisation import Normalisation
+from .reading import stack_samples
+from .sources import SourceConfig, digest, open_source, split_source
+from .streams import in_memory
 
 
-@dataclass(frozen=True)
-class VectorsConfig:
-    """A table of vectors."""
+@dataclass(frozen=True, kw_only=True)
+class VectorsConfig(SourceConfig):
+    """A table of vectors; `path` may also be an .npz file."""
 
-    path: str = ""
-    """A .parquet, .csv, .json or .npz file, a folder of such files, or the id of a data set on the Hub."""
     columns: list[str] = field(default_factory=list)
     """The columns that make up the vector: one list-valued column, or several numbers; for .npz the one array (n, d)."""
-    label_column: str = ""
-    """An integer column the model is conditioned on; empty for none."""
     condition_columns: list[str] = field(default_factory=list)
     """Number columns that make up a condition vector; empty for none."""
-    labels: list[int] = field(default_factory=list)
-    """Train on these labels only; empty for all."""
-    base_labels: list[int] = field(default_factory=list)
-    """The labels the base knows, on which forgetting is measured."""
-    split: str = "train"
-    """The split of a Hub data set."""
-    revision: str = ""
-    """The revision of a Hub data set; empty for the newest."""
-    train_size: int = 0
-    """Keep so many training rows; 0 keeps all."""
-    validation: float = 0.15
-    """Fraction held out for selecting the model."""
-    test: float = 0.15
-    """Fraction held out for the reported numbers."""
     normalise: bool = True
     """Give each coordinate mean 0 and std 1 (of the training split); stored with the model and undone by the pipeline."""
-    seed: int = 0
-    """Seed of the split."""
+
+    @property
+    def used(self) -> list[str]:
+        """Every column that is read."""
+        return [column for column in (*self.columns, *self.condition_columns, self.label_column) if column]
 
 
-def _read(config: VectorsConfig) -> tuple[Dataset, dict[str, str]]:
-    if Path(config.path).suffix == ".npz":
-        wanted = [c for c in (*config.columns, *config.condition_columns, config.label_column) if c]
-        return Dataset.from_dict(_arrays(config.path, wanted)), {"source": Path(config.path).name}
-    return load_source(config.path, config.split, config.revision)
+def _open(config: VectorsConfig) -> tuple[Dataset | IterableDataset, dict[str, str]]:
+    path = Path(config.path)
+    if path.suffix != ".npz":
+        return open_source(config)
+    if config.streaming:
+        raise ValueError(f"an .npz file is read as a whole: set data.streaming to false for {path}, or write parquet.")
+    return Dataset.from_dict(_arrays(config.path, config.used)), {"source": path.name, "digest": digest(path)}
 
 
 def _arrays(path: str, wanted: list[str]) -> dict[str, np.ndarray]:
@@ -69,20 +62,27 @@ def _arrays(path: str, wanted: list[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _join(dataset: Dataset, columns: list[str], name: str) -> Dataset:
-    """One list-valued column `name` made of several columns.  Raises: ValueError for an empty table, or what are not finite numbers."""
-    require_columns(dataset, columns, "the table")
-    if len(dataset) == 0:
-        raise ValueError(f"the table is empty: its columns {', '.join(columns)} have no rows.")
-    parts = [_numbers(dataset, column) for column in columns]
-    bad = np.flatnonzero(~np.isfinite(np.concatenate(parts, axis=1)).all(axis=1))
+def _prepare(rows: Dataset, numbers: Sequence[int], config: VectorsConfig) -> Dataset:
+    """The columns `sample` and `condition`, and that of the labels.  Raises: ValueError for no rows, or what are not finite numbers."""
+    if len(rows) == 0:
+        raise ValueError(f"the table is empty: its columns {', '.join(config.columns)} have no rows.")
+    made = {"sample": _joined(rows, config.columns, numbers)}
+    if config.condition_columns:
+        made["condition"] = _joined(rows, config.condition_columns, numbers)
+    if config.label_column:
+        made[config.label_column] = rows.select_columns([config.label_column]).with_format("arrow")[:][0]
+    return in_memory(pa.table(made))
+
+
+def _joined(rows: Dataset, columns: Sequence[str], numbers: Sequence[int]) -> pa.Array:
+    """One array of vectors made of several columns.  Raises: ValueError for what are not finite numbers, by the number of the row."""
+    values = np.concatenate([_numbers(rows, column) for column in columns], axis=1)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise ValueError(
-            f"row {bad[0]} of the table holds NaN, infinite or missing values in {', '.join(columns)} ({len(bad)} such rows); clean the data."
+            f"row {numbers[bad[0]]} of the table holds NaN, infinite or missing values in {', '.join(columns)} ({len(bad)} such rows); clean the data."
         )
-    return dataset.remove_columns([c for c in (name,) if c in dataset.column_names]).add_column(
-        name, list(np.concatenate(parts, axis=1))
-    )
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def _numbers(dataset: Dataset, column: str) -> np.ndarray:
@@ -100,38 +100,22 @@ def load_vectors(config: VectorsConfig) -> FlowData:
         raise ValueError(
             "data.path and data.columns must be given: where the table is, and which columns make up the vector."
         )
-    dataset, facts = _read(config)
-    dataset = _join(dataset, config.columns, "sample")
-    conditions: dict[str, str] = {}
-    if config.condition_columns:
-        dataset, conditions["condition"] = _join(dataset, config.condition_columns, "condition"), "condition"
-    if config.label_column:
-        require_columns(dataset, [config.label_column], config.path)
-        conditions["class_labels"] = config.label_column
-    target = select_labels(dataset, config.label_column, config.labels) if config.labels else dataset
-    splits = split_dataset(
-        target, config.validation, config.test, config.seed, train_size=config.train_size, name=config.path
-    )
-    if config.base_labels:
-        base = select_labels(dataset, config.label_column, config.base_labels)
-        splits |= split_dataset(
-            base, config.validation, config.test, config.seed, prefix="base_", name="the base's labels"
-        )
-    train = splits["train"].with_format("numpy")[:]["sample"]
-    size = len(np.asarray(train[0]).reshape(-1))
+    rows, facts = _open(config)
+    splits, stream = split_source(config, rows, config.used, partial(_prepare, config=config))
+    train = splits["train"].with_format("numpy")["sample"][:]
+    size = len(train[0])
     samples = stack_samples(train, (size,), range(len(train)), f"the training split of {config.path}")
+    conditions = {"condition": "condition"} if config.condition_columns else {}
+    if config.label_column:
+        conditions["class_labels"] = config.label_column
     return FlowData(
         name=Path(config.path).stem,
         splits=splits,
         event_shape=(size,),
         normalisation=Normalisation.fit(samples) if config.normalise else Normalisation(),
         condition_columns=conditions,
-        facts={
-            **facts,
-            "columns": list(config.columns),
-            "labels": list(config.labels),
-            "base_labels": list(config.base_labels),
-        },
+        facts={**facts, "columns": list(config.columns), **config.facts},
+        stream=stream,
     )
 
 

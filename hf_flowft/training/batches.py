@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..batch import Batch
 from ..couplings import Shard
 from ..data import FlowData
 from ..objectives import Objective
 from ..randomness import keyed_generator
+from .loading import LoaderRows, StreamRows, prefetched
+from .order import SampleOrder
 
 IN_MEMORY_BYTES = 1 << 30
-
-
-class SampleOrder:
-    """An endless stream of shuffled passes over the rows, cut into effective batches: batch k is rows k B to (k + 1) B of the stream.
-
-    No row is dropped at the end of a pass (a batch may span two passes), and nothing but (seed, step) decides which rows a step sees.
-
-    Raises: ValueError when there are fewer rows than an effective batch, or when the batch does not divide over the processes.
-    """
-
-    def __init__(self, num_rows: int, batch_size: int, seed: int, shard: Shard = Shard()):
-        if batch_size < 1 or batch_size % shard.world_size:
-            raise ValueError(
-                f"the effective batch of {batch_size} must be a positive multiple of the {shard.world_size} processes."
-            )
-        if num_rows < batch_size:
-            raise ValueError(
-                f"the training set has {num_rows} samples, fewer than the effective batch of {batch_size}: lower train.batch_size "
-                f"(times gradient accumulation) to at most {num_rows}, or add data."
-            )
-        self.num_rows, self.batch_size, self.seed, self.shard = num_rows, batch_size, seed, shard
-        self._passes: dict[int, Tensor] = {}
-
-    def epoch(self, step: int) -> int:
-        """The pass over the data in which a step begins."""
-        return step * self.batch_size // self.num_rows
-
-    def rows(self, step: int) -> Tensor:
-        """This process's rows of the effective batch of a step: (batch_size / world_size,) int64."""
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        parts = []
-        while start < stop:
-            epoch, offset = divmod(start, self.num_rows)
-            take = min(stop - start, self.num_rows - offset)
-            parts.append(self._pass(epoch)[offset : offset + take])
-            start += take
-        return self.shard.rows(torch.cat(parts))
-
-    def _pass(self, epoch: int) -> Tensor:
-        if epoch not in self._passes:
-            self._passes = {k: v for k, v in self._passes.items() if k >= epoch - 1}
-            self._passes[epoch] = torch.randperm(self.num_rows, generator=keyed_generator(self.seed, "order", epoch))
-        return self._passes[epoch]
 
 
 class Rows(Protocol):
@@ -71,6 +27,9 @@ class Rows(Protocol):
 
     def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
         """The batches of the steps from `start` on, endlessly, on the CPU."""
+
+    def row_numbers(self, order: SampleOrder, step: int) -> list[int]:
+        """Which rows this process has seen in a step, for messages."""
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must keep to go on with the same rows; empty when the data set itself is the source."""
@@ -94,6 +53,10 @@ class MemoryRows:
         while True:
             yield self.table.rows(order.rows(step))
             step += 1
+
+    def row_numbers(self, order: SampleOrder, step: int) -> list[int]:
+        """See `Rows`."""
+        return order.rows(step).tolist()
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing: the table is read from the data set again."""
@@ -130,6 +93,10 @@ class BankRows:
             yield self._use(version).rows(order.rows(step))
             step += 1
 
+    def row_numbers(self, order: SampleOrder, step: int) -> list[int]:
+        """See `Rows`."""
+        return order.rows(step).tolist()
+
     def tensors(self) -> dict[str, Tensor]:
         """The bank in use."""
         kept = {"x_0": self.table.x_0, "x_1": self.table.x_1, "version": torch.tensor(self.version)}
@@ -143,56 +110,10 @@ class BankRows:
         self.version, self.table = int(tensors["version"]), Batch(tensors["x_1"], condition, x_0=tensors["x_0"])
 
 
-class LoaderRows:
-    """Rows read from the data set when they are needed, by a `DataLoader`: images on disk, large sets."""
-
-    def __init__(self, data: FlowData, num_workers: int = 0):
-        self.data, self.num_workers = data, num_workers
-
-    def __len__(self) -> int:
-        return self.data.counts["train"]
-
-    def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
-        """See `Rows`; the number of workers changes nothing but the speed."""
-        loader = DataLoader(
-            _Fetch(self.data),
-            batch_size=None,
-            sampler=_StepRows(order, start),
-            num_workers=self.num_workers,
-            generator=torch.Generator(),
-            multiprocessing_context="spawn" if self.num_workers else None,
-        )
-        yield from loader
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Nothing: the rows are read from the data set."""
-        return {}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
-
-
-class _Fetch(Dataset):
-    def __init__(self, data: FlowData):
-        self.data = data
-
-    def __getitem__(self, index: list[int]) -> Batch:
-        return self.data.rows("train", index)
-
-
-class _StepRows(Sampler):
-    def __init__(self, order: SampleOrder, start: int):
-        self.order, self.start = order, start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.start
-        while True:
-            yield self.order.rows(step).tolist()
-            step += 1
-
-
 def training_rows(data: FlowData, num_workers: int = 0) -> Rows:
-    """The training split in memory when it is small (up to 1 GiB), from disk otherwise."""
+    """The stream where there is one; else the training split in memory when it is small (up to 1 GiB), from disk otherwise."""
+    if data.stream is not None:
+        return StreamRows(data, num_workers)
     size = data.counts["train"] * 4 * int(torch.tensor(data.event_shape).prod())
     return MemoryRows(data.rows("train")) if size <= IN_MEMORY_BYTES else LoaderRows(data, num_workers)
 
@@ -241,35 +162,3 @@ class ConditionDropout:
             null = torch.full_like(value, self.null_condition[key])
             condition[key] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), null, value)
         return batch.with_condition(condition)
-
-
-def prefetched(iterator: Iterator[Batch], depth: int = 3) -> Iterator[Batch]:
-    """The same items, computed ahead in a daemon thread; an exception there is raised here."""
-    items: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def hand_over(item: Batch | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in iterator:
-                hand_over(item)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # handed to the consumer, who raises it
-            hand_over(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while True:
-            item = items.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
