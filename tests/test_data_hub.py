@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections import deque
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from huggingface_hub import HfApi, constants
 from tiny import SMALL_RUN
 
 from hf_flowft import Run, load_config
+from hf_flowft.data import VectorsConfig, load_vectors
 from hf_flowft.data.sources import SourceConfig, open_source
 
 NAME = "user/points"
@@ -121,9 +124,17 @@ def test_offline_with_several_subsets(hub, offline):
         refused(r"several subsets, even, odd: choose one with data.subset")
 
 
+def test_offline_for_data_sets_only(hub, commits, monkeypatch):
+    """HF_DATASETS_OFFLINE, which only `datasets` knows, is enough."""
+    load()
+    hub.requests.clear()
+    monkeypatch.setattr(datasets_config, "HF_HUB_OFFLINE", True)
+    assert load() == ([3, 4, 5], facts(commits[1]))
+    assert hub.requests == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
-def test_a_process_that_is_offline_from_the_start(hub, commits, variable):
+def test_a_process_that_is_offline_from_the_start(hub, commits):
     """After a load by another process, in the same cache."""
     load()
     hub.requests.clear()
@@ -133,7 +144,7 @@ def test_a_process_that_is_offline_from_the_start(hub, commits, variable):
         "data = load_vectors(VectorsConfig(path='user/points', columns=['a'], validation=0, test=0, normalise=False))\n"
         "print(sorted(data.rows('train').x_1.flatten().tolist()), data.facts['revision'])"
     )
-    environment = {**os.environ, **folders, "HF_HUB_OFFLINE": "0", variable: "1"}
+    environment = {**os.environ, **folders, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"[3.0, 4.0, 5.0] {commits[1]}"
@@ -157,6 +168,21 @@ def test_a_download_that_dies_leaves_nothing_half(hub, commits):
     refused("cannot load the data set 'user/points' at revision")
     hub.heal()
     assert load()[0] == [3, 4, 5]
+
+
+def test_a_stream_that_dies_says_where(hub, monkeypatch):
+    """The rows before it are there, and the whole stream when the Hub is back."""
+    monkeypatch.setattr(datasets_config, "STREAMING_READ_RETRY_INTERVAL", 0)
+    push(range(1200), num_shards=2)
+    hub.fail("00001-of-00002", status=403, times=None)
+    config = VectorsConfig(path=NAME, columns=["a"], streaming=True, epoch_size=100, held_out=20, shuffle_buffer=100)
+    stream = load_vectors(config).stream
+    with pytest.raises(ValueError, match=r"cannot read the stream user/points after row [1-9]\d\d: .*403") as caught:
+        deque(stream.shuffled(0), maxlen=1)
+    assert "\n" not in str(caught.value)
+    hub.heal()
+    numbers = [n for block, _ in islice(stream.shuffled(0), 11) for n in block.numbers]
+    assert max(numbers) > 900
 
 
 @EITHER

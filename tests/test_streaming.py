@@ -1,6 +1,8 @@
 """Streams: every row once a pass, in an order that seed and step decide, whoever reads it and from wherever; training resumes bitwise."""
 
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +108,20 @@ def test_memory_is_bounded():
     rows = stream(IterableDataset.from_generator(endless), shuffle_buffer=600, epoch_size=100)
     next(rows.shuffled(0))
     assert len(read) <= 3 * 600 + 2 * 512
+
+
+def test_the_thread_that_reads_ahead_ends_with_its_reader(tmp_path):
+    """Whether it was waiting with a block or reading one."""
+    data, before = vectors(write(tmp_path)), threading.active_count()
+    batches = StreamRows(data).batches(SampleOrder(100, 10, 0), 0)
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()
+    for _ in range(50):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a thread is left")
 
 
 # Splits
