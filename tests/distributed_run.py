@@ -1,85 +1,73 @@
-"""Run by test_distributed in one or several processes: trains a small flow and writes what must not depend on their number."""
+"""Run by test_distributed on two processes: small trainings of every kind, or a command of which only the main process may write files."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from test_resume_matrix import Killed, build, stop_at
 
-from hf_flowft import (
-    EvalConfig,
-    FlowMatchingObjective,
-    FlowTrainer,
-    FrozenVelocity,
-    GradualObjective,
-    TrainConfig,
-    VelocityMLP,
-)
-from hf_flowft.couplings import OTCoupling
-from hf_flowft.data import ToyConfig, load_toy
-from hf_flowft.objectives import ReconstructionObjective
-from hf_flowft.pairs import PairBuilder, PairsConfig
-from hf_flowft.randomness import keyed_generator
-from hf_flowft.results import write_json
-from hf_flowft.training.batches import BankRows
+CASES = {
+    "fm": ("fm", "ot", 1, "mlp", "warmup", "cosine", 0.0, 0),
+    "gft": ("gft target", "ot within labels", 2, "mlp", "power", "constant", 0.2, 0),
+    "replay": ("gft replay", "ot within labels", 1, "gav", "warmup", "alpha", 0.2, 0),
+    "self": ("mle self", "ot", 2, "mlp", "off", "cosine", 0.0, 0),
+    "gav": ("mle ot_output", "independent", 1, "gav", "power", "constant", 0.0, 1),
+}
+NAMES = ("objective", "coupling", "accumulation", "model", "ema", "lr", "condition dropout", "refresh")
+CASES = {name: {**dict(zip(NAMES, choices, strict=True)), "stop": "log"} for name, choices in CASES.items()}
 
 
-class Spy(FlowMatchingObjective):
-    """Flow matching that keeps the pairs of all processes, draw by draw (a prefetching run draws further than it trains)."""
+def run(folder, case, resume=""):
+    """Train a case and write what this process has seen, and the gradient that every process had in the end.
 
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.pairs = []
+    Returns: the trainer.
+    """
+    trainer, seen = build(case, folder, resume)
+    trainer.train()
+    gradients = {name: p.grad.tolist() for name, p in trainer.trained.items()}
+    facts = {"seen": seen, "gradients": gradients, "processes": trainer.processes.count}
+    (folder / f"rank-{trainer.processes.shard.rank}.json").write_text(json.dumps(facts))
+    return trainer
 
-    def draw(self, batch, generator, shard):
-        """The draw, gathered over the processes."""
-        drawn = super().draw(batch, generator, shard)
-        self.pairs.append(shard.gather(torch.cat([drawn.x_0, drawn.x_1, drawn.t[:, None]], dim=1)))
-        return drawn
+
+def cases(folder, one):
+    """Every case; one that was begun by one process, in the folder `one`; and one with dropout, whole and interrupted."""
+    for name, case in CASES.items():
+        run(folder / name, case)
+    run(folder / "moved", CASES["fm"], resume=str(one / "fm" / "checkpoints" / "checkpoint-6"))
+    dropping = {**CASES["fm"], "model": "dropout"}
+    run(folder / "whole", dropping)
+    trainer, _ = build(dropping, folder / "stopped")
+    stop_at(trainer, "step", None)
+    try:
+        trainer.train()
+    except Killed:
+        run(folder / "stopped", dropping, resume="latest")
 
 
-def main(folder: Path, case: str, accumulation: int) -> None:
-    """Train 6 steps of a case and write weights, EMA, pairs, history and scores from the main process."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    data = load_toy(ToyConfig(train_size=128, eval_size=50))
-    model = VelocityMLP(event_shape=[2], hidden_dim=16, num_layers=1)
-    reference = FrozenVelocity(model)
-    rows = None
-    if case == "mle":
-        builder = PairBuilder(PairsConfig("ot_output", num_steps=2), reference)
-        rows = BankRows(lambda k: builder.build(data.rows("train"), {}, keyed_generator(0, "pairs", k)))
-    objective = {
-        "fm": lambda: Spy(),
-        "ot": lambda: Spy(coupling=OTCoupling()),
-        "gft": lambda: GradualObjective(reference, num_steps=6),
-        "mle": lambda: ReconstructionObjective([1, 2, 4]),
-    }[case]()
-    config = TrainConfig(
-        num_steps=6,
-        batch_size=32,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2,
-        lr_schedule="cosine",
-        log_every=1,
-    )
-    trainer = FlowTrainer(
-        model, data, objective, config, EvalConfig(every=3, num_repeats=2, select_num_steps=[2]), folder, rows=rows
-    )
-    result = trainer.train()
-    if trainer.accelerator.is_main_process:
-        tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
-            f"ema.{k}": v for k, v in trainer.ema.shadow.items()
-        }
-        tensors |= {"pairs": torch.stack(objective.pairs[:6])} if isinstance(objective, Spy) else {}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
-        facts = {
-            "history": result.history,
-            "scores": trainer.selection.state(),
-            "processes": trainer.accelerator.num_processes,
-        }
-        write_json(folder / "facts.json", facts)
+def command(folder, words):
+    """A command of hf-flowft; what a process writes into the folder, by the name of the operation, goes to writes-<rank>.json beside it."""
+    from hf_flowft.cli import main
+
+    written = []
+
+    def watch(event, arguments):
+        writes = event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+        writes |= event == "open" and isinstance(arguments[1], str) and any(c in arguments[1] for c in "wax+")
+        if writes and str(arguments[0]).startswith(str(folder)):
+            written.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(watch)
+    code = main(words)
+    Path(f"{folder}-writes-{os.environ['RANK']}.json").write_text(json.dumps(written))
+    return code
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    torch.set_num_threads(1)
+    if sys.argv[1] == "cases":
+        cases(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        sys.exit(command(Path(sys.argv[2]), sys.argv[3:]))

@@ -2,59 +2,179 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from distributed_run import CASES, run
+from test_resume_matrix import STEPS, assert_same, final_state
+from tiny import pretrained
+
+from hf_flowft.cli import main
+from hf_flowft.training.checkpoint import list_checkpoints
+from hf_flowft.training.processes import Processes, require_whole_models
+from hf_flowft.training.settings import TrainConfig
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def run(folder, case, processes=1, accumulation=1):
-    """Train the case in a number of processes; returns its tensors and facts."""
-    folder.mkdir()
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launch, str(SCRIPT), str(folder), case, str(accumulation)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "tensors.safetensors"), json.loads((folder / "facts.json").read_text())
+def facts(folder):
+    """What each process wrote of its run."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def rows_seen(folder):
+    """The rows of every step and what was drawn for them, over all processes in their order."""
+    ranks = [fact["seen"] for fact in facts(folder)]
+    return {step: [row for seen in ranks for row in seen[step]] for step in ranks[0]}
 
 
 def assert_close(one, other):
-    """Same pairs, losses, learning rates, scores and weights, to float tolerance."""
-    (tensors, facts), (tensors_2, facts_2) = one, other
-    assert tensors.keys() == tensors_2.keys()
-    for name, value in tensors.items():
-        atol = (
-            0 if name == "pairs" else 1e-4
-        )  # Adam turns the rounding of tiny gradients into steps of up to the learning rate, 1e-2
-        torch.testing.assert_close(value, tensors_2[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-    for a, b in zip(facts["history"], facts_2["history"], strict=True):
+    """The same rows, noise, times and pairs to the bit; losses, scores, gradients, weights and averages to rounding."""
+    assert rows_seen(one) == rows_seen(other)
+    (state, groups), (state_2, groups_2) = final_state(one), final_state(other)
+    for a, b in zip(state["history"], state_2["history"], strict=True):
         assert a["lr"] == b["lr"]
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    for a, b in zip(facts["scores"]["scores"], facts_2["scores"]["scores"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    for a, b in zip(state["selection"]["scores"], state_2["selection"]["scores"], strict=True):
         assert a["target"] == pytest.approx(b["target"], rel=1e-3)
+    for stem in ("weights", "ema", "best", "base"):
+        # Adam turns the rounding of tiny gradients into steps of up to the learning rate, 1e-2
+        torch.testing.assert_close(groups[stem], groups_2[stem], rtol=0, atol=2e-4)
+    for name, gradient in facts(one)[0]["gradients"].items():
+        torch.testing.assert_close(facts(other)[0]["gradients"][name], gradient, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_micro_steps_are_one_batch(tmp_path, name):
+    """Gradient accumulation changes the memory, not the rows, the draws, the pairs or the weights."""
+    for parts in (1, 2):
+        run(tmp_path / str(parts), {**CASES[name], "accumulation": parts})
+    assert_close(tmp_path / "1", tmp_path / "2")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["fm", "ot", "gft", "mle"])
-def test_two_processes_are_one(tmp_path, case):
-    """lr, one global OT assignment, loss, weights, EMA and evaluation of 2 processes equal those of 1; logs are written once."""
-    one = run(tmp_path / "one", case)
-    two = run(tmp_path / "two", case, processes=2)
-    assert (one[1]["processes"], two[1]["processes"]) == (1, 2)
-    assert_close(one, two)
-    assert len(list((tmp_path / "two" / "checkpoints").iterdir())) == 1
+def test_two_processes_are_one(tmp_path):
+    """One OT assignment over both, the same losses, gradients, weights, averages, scores; runs move between one process and two."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name, case in CASES.items():
+        run(one / name, case)
+    done = subprocess.run(
+        [*TORCHRUN, str(SCRIPT), "cases", str(two), str(one)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in CASES:
+        assert [fact["processes"] for fact in facts(two / name)] == [2, 2]
+        assert facts(two / name)[0]["gradients"] == facts(two / name)[1]["gradients"]
+        assert_close(one / name, two / name)
+        assert [path.name for path in list_checkpoints(two / name)] == ["checkpoint-6", "checkpoint-8"]
+    assert done.stdout.count("Step 8 is the best") + done.stdout.count("Nothing beat the base") <= len(CASES) + 3
+    assert_same(
+        final_state(two / "whole"), final_state(two / "stopped")
+    )  # with dropout: each process its own random state
+    run(tmp_path / "moved", CASES["fm"], resume=str(two / "fm" / "checkpoints" / "checkpoint-6"))
+    for moved in (two / "moved", tmp_path / "moved"):
+        state, groups = final_state(moved)
+        whole, whole_groups = final_state(one / "fm")
+        torch.testing.assert_close(groups["weights"], whole_groups["weights"], rtol=0, atol=2e-4)
+        assert (
+            [entry["step"] for entry in state["history"]]
+            == [entry["step"] for entry in whole["history"]]
+            == list(range(1, STEPS + 1))
+        )
+    assert "processes: 1 -> 2 (the same run to rounding" in done.stdout
+
+
+def end(process, number):
+    """Send a signal to all of a launch (SIGKILL), or to its head, which passes it on."""
+    everyone = psutil.Process(process.pid).children(recursive=True) if number == signal.SIGKILL else []
+    process.send_signal(number)
+    for child in everyone:
+        child.kill()
+    process.wait(timeout=60)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["ot", "mle"])
-def test_two_micro_steps_are_one_batch(tmp_path, case):
-    """Gradient accumulation changes the memory, not the draws, the pairs or the weights."""
-    assert_close(run(tmp_path / "one", case), run(tmp_path / "two", case, accumulation=2))
+def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
+    """A whole run by the command: kill -9 of both processes, SIGTERM, and the end; its folder is that of one process, written by one process."""
+    pretrained("toy").save_pretrained(tmp_path / "base")
+    words = f"finetune gft --model.path {tmp_path / 'base'} --data.name toy --data.train_size 64 --data.eval_size 33 --objective.coupling ot"
+    words += " --objective.replay_samples 64 --train.num_steps 120 --train.batch_size 16 --train.checkpoint_every 5 --train.log_every 1"
+    words += " --train.lr_schedule cosine --eval.every 60 --eval.num_repeats 2 --eval.report_num_steps [1,2] --train.resume_from_checkpoint latest"
+    two, one = tmp_path / "two", tmp_path / "one"
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        known, log = len(seen := list_checkpoints(two)) and seen[-1], (tmp_path / "log").open("w")
+        with log:
+            process = subprocess.Popen(
+                [*TORCHRUN, "-m", "hf_flowft", *words.split(), "--output_dir", str(two)],
+                env=ENVIRONMENT,
+                stdout=log,
+                stderr=log,
+            )
+            while not (found := list_checkpoints(two)) or found[-1] == known:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+            end(process, number)
+        assert not (two / "results.json").exists()
+    assert (tmp_path / "log").read_text().count("Stopped: go on with") == 1
+    done = subprocess.run(
+        [*TORCHRUN, str(SCRIPT), "command", str(two), *words.split(), "--output_dir", str(two)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [done.stdout.count(text) for text in ("Going on after step", "Written to")] == [1, 1]
+    assert main([*words.split(), "--output_dir", str(one)]) == 0
+
+    writes = [json.loads(Path(f"{two}-writes-{rank}.json").read_text()) for rank in range(2)]
+    assert any("results" in write for write in writes[0])
+    assert writes[1] == []
+    assert {path.relative_to(two) for path in two.rglob("*.*")} == {path.relative_to(one) for path in one.rglob("*.*")}
+    a, b = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
+    assert [entry["step"] for entry in b["train"]["history"]] == list(range(1, 121))
+    assert [e["loss"] for e in b["train"]["history"]] == pytest.approx(
+        [e["loss"] for e in a["train"]["history"]], rel=0.02
+    )
+    for model, metrics in a["metrics"].items():
+        for name, entry in metrics.items():
+            assert b["metrics"][model][name].get("count") == entry.get("count")
+            if name != "nfe_dopri5":  # a whole number of steps that were accepted or not: it jumps
+                assert b["metrics"][model][name]["value"] == pytest.approx(entry["value"], rel=0.02), name
+    assert a["metrics"]["result"]["target/energy@1"]["count"] == 33
+
+
+# What the trainer does not take part in
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_divided_models_are_refused(monkeypatch, name):
+    """A launch that would divide the model is refused by name, with what to do instead, before anything is built."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=rf"not written for {name}\. Launch with several processes alone \(DDP\)"):
+        Processes(TrainConfig(), None)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    assert Processes(TrainConfig(), None).count == 1
+    require_whole_models([])
+
+
+def test_accumulation_is_a_setting_of_the_run(monkeypatch, tmp_path):
+    """What `accelerate launch` is told of it does not divide the loss a second time."""
+    run(tmp_path / "plain", CASES["fm"])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run(tmp_path / "told", CASES["fm"])
+    assert_same(final_state(tmp_path / "plain"), final_state(tmp_path / "told"))

@@ -146,7 +146,7 @@ def build_objective(case, reference, data):
 
 
 def build(case, folder, resume=""):
-    """A fresh trainer of the case, and the batches it is going to see: step -> digests of its micro-batches."""
+    """A fresh trainer of the case, and the rows it is going to see: step -> their digests."""
     labelled = case["coupling"] == "ot within labels" or case["condition dropout"] > 0
     data = DATA[labelled]
     with torch.random.fork_rng(devices=[]):
@@ -177,10 +177,10 @@ def build(case, folder, resume=""):
 
 
 def note(seen, batch, step, generator):
-    """Note everything in a batch, and the state of the loss's generator."""
-    total = hashlib.sha256(generator.get_state().numpy())
-    batch.map(lambda x: total.update(x.contiguous().numpy()) or x)
-    seen.setdefault(step, []).append(total.hexdigest())
+    """Note the rows of a batch, with all that was drawn for them, as one digest a row."""
+    rows = [hashlib.sha256() for _ in range(len(batch))]
+    batch.map(lambda x: [row.update(x[i].contiguous().numpy()) for i, row in enumerate(rows)] and x)
+    seen.setdefault(step, []).extend(row.hexdigest() for row in rows)
 
 
 class Killed(BaseException):

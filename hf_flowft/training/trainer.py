@@ -164,18 +164,19 @@ class FlowTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         parts = self.config.gradient_accumulation_steps
-        total, logs = 0.0, {}
+        total, logs = 0.0, dict[str, float | Tensor]()
         late = self.accelerator.device.type == "cpu"  # there, memory freed before a forward is paged in again
         if not late:
             self.optimizer.zero_grad()
         for i, micro in enumerate(batch.split(parts), 1):
             with nullcontext() if i == parts else self.accelerator.no_sync(self.train_step):
                 generator = keyed_generator(self.seed, "loss", self.step)
-                loss, logs = self.train_step(micro.to(self.accelerator.device), self.step, generator)
+                loss, part = self.train_step(micro.to(self.accelerator.device), self.step, generator)
                 if i == 1 and late:
                     self.optimizer.zero_grad()
                 self.accelerator.backward(loss / parts)
             total += loss.item() / parts
+            logs = {key: value / parts + logs.get(key, 0.0) for key, value in part.items()} if parts > 1 else part
         limit = self.config.max_grad_norm or math.inf  # without a limit the norm is still looked at
         norm = self.accelerator.clip_grad_norm_(self.trained.values(), limit)
         self._require_finite(total, norm)
