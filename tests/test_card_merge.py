@@ -74,6 +74,13 @@ def test_the_stub_of_diffusers_is_replaced(component):
     assert untouched(stub.replace("library_name: diffusers", "library_name: other"))
 
 
+def test_the_stub_of_a_new_space_is_replaced():
+    """The Hub writes one when a Space is made; its settings are not a person's."""
+    words = "Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference"
+    assert merge_card(NEW, f"---\ntitle: X\nsdk: gradio\n---\n\n{words}\n") == NEW
+    assert untouched(f"---\ntitle: X\nsdk: gradio\n---\n\n{words}\nMine.\n")
+
+
 def test_the_licence_chosen_with_the_repository_stays():
     """The Hub's form makes a README of front matter alone: its keys win over ours, and the text is ours."""
     merged = merge_card(NEW, "---\nlicense: cc-by-4.0\nlanguage: en\n---\n")
@@ -177,6 +184,14 @@ def test_keys_of_a_person_stay_and_the_measured_numbers_are_new():
     assert front(merged).endswith("\n\n# the end\nextra: 'x'\n")
     assert "tags" not in yaml.safe_load(front(merged))
     assert ModelCard(merged).data.eval_results[0].metric_value == 2
+
+
+def test_measured_numbers_of_another_model_do_not_stay():
+    """A pipeline that was not measured, pushed over an edited card, takes the numbers away."""
+    theirs = OLD.replace("license: mit\n", "license: mit # mine\n")
+    merged = merge_card(pipeline_card("m", "VelocityMLP", DESCRIPTION, "user/m"), theirs)
+    assert front(merged) == "license: mit # mine\ntags:\n- a\n"
+    assert "of version 1" not in merged
 
 
 @pytest.mark.parametrize(

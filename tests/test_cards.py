@@ -190,7 +190,7 @@ def test_what_moved_is_grouped_in_words(runs):
     assert re.search(r"- The base's own data \(forgetting\): energy distance at 2 steps ", worse)
     assert "at the numbers of solver steps it was selected at: energy distance at 2 steps" in unclear
     assert "diversity" in samples
-    assert "LOWER" in samples
+    assert "): lower." in samples
     assert "nearer to the training data" in samples
 
 

@@ -104,7 +104,7 @@ def _told(name: str, change: dict[str, Any], results: dict[str, Any]) -> str:
 
 def _samples(results: dict[str, Any], found: dict[str, dict[str, Any]]) -> list[str]:
     """Diversity and memorisation in words: what moved, and how near the samples lie to the training data."""
-    words = {"higher": "higher", "lower": "LOWER", "unclear": "no clear difference"}
+    words = {"higher": "higher", "lower": "lower", "unclear": "no clear difference"}
     lines = [
         f"- {_capital(_told(name, found[name], results))}: {words[found[name]['verdict']]}."
         for name in ("diversity", "nearest_train")

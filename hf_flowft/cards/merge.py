@@ -32,6 +32,7 @@ STUB_LINES = re.compile(
     r"|^This is the model card of a .{0,4}diffusers \w+ that has been pushed on the Hub\..*automatically generated\.$",
     re.MULTILINE,
 )
+SPACE_STUB = "Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference"
 STUB_KEYS = ("library_name", "tags")
 STUB_SIGN = "model card has been generated automatically"
 
@@ -67,12 +68,12 @@ def _digest(text: str) -> str:
 def merge_card(ours: str, theirs: str) -> str:
     """A freshly rendered card put into the README that is there.
 
-    - An empty README, an untouched stub of diffusers, and a card of ours that nobody has edited since (its digest says so) are replaced. Of
-      the first two, keys of the front matter that a person has set (the licence chosen when the repository was made) stay.
+    - An empty README, the untouched stub of diffusers or of a new Space, and a card of ours that nobody has edited since (its digest says so)
+      are replaced. Of the empty one and diffusers', keys of the front matter that a person has set (the licence of a new repository) stay.
     - A README without any of our markers is a person's, and stays as it is.
     - Otherwise our sections are replaced where they stand. What is outside of the markers stays byte for byte; a section that was deleted
-      stays deleted; one that the new card does not have is emptied. In the front matter `model-index` is ours and is renewed where it is;
-      every other key stays as it is, and missing ones are not brought back.
+      stays deleted; one that the new card does not have is emptied. In the front matter `model-index` is ours and is renewed where it is
+      (or taken away, when nothing was measured); every other key stays as it is, and missing ones are not brought back.
     - When markers are nested, doubled or left open, or the front matter is no YAML, nothing is changed and a warning says so.
 
     Args: `ours`: as `render_card` returns it; `theirs`: the README of the folder or repository, "" for none.
@@ -88,6 +89,8 @@ def merge_card(ours: str, theirs: str) -> str:
 
 def _merge(ours: str, theirs: str) -> str:
     metadata, body = _split(theirs)
+    if body.strip() == SPACE_STUB:
+        return ours
     if not body.strip() or _is_stub(metadata, body):
         kept = {key: value for key, value in metadata.items() if not body.strip() or key not in STUB_KEYS}
         return _with_metadata(ours, kept)
@@ -158,9 +161,9 @@ def _with_metadata(card: str, kept: dict[str, Any]) -> str:
 
 
 def _with_model_index(card: str, model_index: Any) -> str:
-    """The card with a new `model-index` in the place of the old one, every other line of the front matter as it is."""
+    """The card with a new `model-index` (none for None) in the place of the old one, every other line of the front matter as it is."""
     found = FRONT_MATTER.match(card)
-    if found is None or model_index is None:
+    if found is None:
         return card
     front = found[1]
     nodes = [pair for pair in yaml.compose(front).value if pair[0].value == "model-index"] if front.strip() else []
@@ -172,6 +175,7 @@ def _with_model_index(card: str, model_index: Any) -> str:
     end -= len(kept[0]) if kept else 0
     newline = "\r\n" if "\r\n" in card[: found.end()] else "\n"
     new = yaml.safe_dump({"model-index": model_index}, sort_keys=False, allow_unicode=True, width=1000)
+    new = "" if model_index is None else new
     if not front[start:end].endswith("\n"):
         new = new.rstrip("\n")
     offset = found.start(1)
