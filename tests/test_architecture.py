@@ -12,7 +12,7 @@ MAX_LINES = 300
 LAYERS = {
     0: {"conventions", "paths", "couplings", "times", "solvers", "gradients", "likelihood", "jacobians", "randomness"},
     1: {"repository", "batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
-    2: {"schedulers", "pipelines", "data", "metrics", "cards", "hub", "figures", "results", "tables"},
+    2: {"schedulers", "pipelines", "data", "metrics", "cards", "hub", "figures", "results", "tables", "space"},
     3: {"training", "studies"},
     4: {"cli", "__main__"},
 }
