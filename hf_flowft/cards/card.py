@@ -21,8 +21,8 @@ def render_card(results: dict[str, Any], config: dict[str, Any], source: str = "
     results, config = published(results), published(config)
     parts = {
         "title": s.title_section(results["name"]),
-        "summary": s.summary_section(results, config),
-        "results": s.results_section(results, config),
+        "summary": s.summary_section(results),
+        "results": s.results_section(results),
         "changes": changes_section(results),
         "certificate": s.certificate_section(results),
         "pictures": s.pictures_section(results) if results["figures"] else "",

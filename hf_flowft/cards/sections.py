@@ -21,7 +21,7 @@ def title_section(name: str) -> str:
     return f"# {name}\n\n{HINT}"
 
 
-def summary_section(results: dict[str, Any], config: dict[str, Any]) -> str:
+def summary_section(results: dict[str, Any]) -> str:
     """What it is, what it was made from and with, and whether it is better than its base."""
     data = results["data"]
     counts = ", ".join(f"{count} {split}" for split, count in data["counts"].items())
@@ -59,7 +59,7 @@ def _source(data: dict[str, Any]) -> str:
     return text + (", read as a stream" if data.get("stream") else "")
 
 
-def results_section(results: dict[str, Any], config: dict[str, Any]) -> str:
+def results_section(results: dict[str, Any]) -> str:
     """The table of base, result and baselines, and how it was measured."""
     split, evaluation = results["test_split"], results["evaluation"]
     told = (
