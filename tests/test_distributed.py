@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from distributed_run import CASES, run
 from test_resume_matrix import STEPS, assert_same, final_state
 from tiny import pretrained
@@ -21,6 +22,8 @@ from hf_flowft.training.processes import Processes, require_whole_models
 from hf_flowft.training.settings import TrainConfig
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
+LAUNCHES = Path(__file__).parents[1] / "configs" / "accelerate"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -62,12 +65,15 @@ def test_two_micro_steps_are_one_batch(tmp_path, name):
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
-    """One OT assignment over both, the same losses, gradients, weights, averages, scores; runs move between one process and two."""
+    """One OT assignment over both, the same losses, gradients, weights, averages, scores; runs move between one process and two.
+
+    Launched by the shipped configuration for several GPUs, on the CPU.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     for name, case in CASES.items():
         run(one / name, case)
     done = subprocess.run(
-        [*TORCHRUN, str(SCRIPT), "cases", str(two), str(one)],
+        [*LAUNCH, str(LAUNCHES / "ddp.yaml"), str(SCRIPT), "cases", str(two), str(one)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -170,6 +176,15 @@ def test_divided_models_are_refused(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     assert Processes(TrainConfig(), None).count == 1
     require_whole_models([])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("one_gpu", "NO"), ("ddp", "MULTI_GPU")])
+def test_launches_are_configured(name, kind):
+    """Every configuration that is shipped is read by accelerate as what its page says, and asks for nothing that is refused."""
+    shipped = load_config_from_file(str(LAUNCHES / f"{name}.yaml"))
+    assert (shipped.distributed_type, shipped.mixed_precision) == (kind, "no")
+    assert {path.name for path in LAUNCHES.iterdir()} == {"one_gpu.yaml", "ddp.yaml", "README.md"}
+    assert f"`{name}.yaml`" in (LAUNCHES / "README.md").read_text()
 
 
 def test_accumulation_is_a_setting_of_the_run(monkeypatch, tmp_path):
