@@ -11,12 +11,12 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from .cards import merge_card, pipeline_card, render_card
+from .cards import merge_card, pipeline_card, write_card
 from .models import BaseReference, ViscousFlowModel
 from .models.bases import BASES
 from .models.saved import load_model, weights_digest
 from .repository import hub_problem, read_json, resolve_folder
-from .results import public_name, read_results, write_json
+from .results import published, read_results, write_json
 
 REPLACED = ["model/*", "scheduler/*", "figures/*", "conditions.safetensors"]
 """What an earlier push may have left that this one no longer has."""
@@ -58,7 +58,8 @@ def push_folder(
         theirs = _remote_readme(repo_id, revision, token, repo_type)
         readme = folder / "README.md"
         if theirs is not None and readme.is_file():
-            readme.write_text(merge_card(readme.read_text(), theirs))
+            merged = merge_card(_decoded(readme), theirs)
+            readme.write_bytes(merged.encode(errors="surrogateescape"))
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -75,11 +76,15 @@ def push_folder(
 
 def _remote_readme(repo_id: str, revision: str | None, token: str | None, repo_type: str) -> str | None:
     try:
-        return Path(
-            hf_hub_download(repo_id, "README.md", revision=revision, token=token, repo_type=repo_type)
-        ).read_text()
+        path = hf_hub_download(repo_id, "README.md", revision=revision, token=token, repo_type=repo_type)
     except EntryNotFoundError:
         return None
+    return _decoded(Path(path))
+
+
+def _decoded(path: Path) -> str:
+    """A person's text, whatever its encoding and its ends of lines: they come back when it is written."""
+    return path.read_bytes().decode(errors="surrogateescape")
 
 
 def push_pipeline(pipeline: Any, repo_id: str, *, base: BaseReference | None = None, **options: Any) -> str:
@@ -124,25 +129,19 @@ def write_repository(run_folder: Path, folder: Path, repo_id: str, base: BaseRef
             "source": "hub",
             "relation": "adapter",
         }
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", published(results))
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "README.md").write_text(render_card(results, config, source=repo_id))
+    if (run_folder / "README.md").is_file():  # with what a person has written there
+        shutil.copy(run_folder / "README.md", folder)
+    write_card(results, config, folder, source=repo_id)
 
 
 def read_config(run_folder: Path) -> dict[str, Any]:
-    """The settings of a run with the paths of this machine shortened to names."""
+    """The settings of a run without paths of this machine and secrets."""
     try:
-        return _public(yaml.safe_load((run_folder / "config.yaml").read_text()))
+        return published(yaml.safe_load((run_folder / "config.yaml").read_text()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {run_folder / 'config.yaml'}: {error}.") from error
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _public(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    return public_name(value) if isinstance(value, str) else value
 
 
 def _residual(run_folder: Path) -> ViscousFlowModel:
