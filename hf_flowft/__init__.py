@@ -11,7 +11,7 @@ from .data import (
     load_toy,
     load_vectors,
 )
-from .models import VelocityMLP, ViscousFlowModel
+from .models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
 from .pairs import PairBuilder, PairsConfig
 from .pipelines import FlowPipeline
@@ -23,7 +23,9 @@ from .velocity import FrozenVelocity, Velocity
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionTransformer",
     "Callback",
+    "ConditionalUNet1D",
     "DigitsConfig",
     "EvalConfig",
     "FlowData",

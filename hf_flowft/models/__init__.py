@@ -3,6 +3,15 @@
 from .mlp import VelocityMLP
 from .output import FlowModelOutput
 from .reference import BaseReference
+from .transformer1d import ActionTransformer
+from .unet1d import ConditionalUNet1D
 from .viscosity import ViscousFlowModel
 
-__all__ = ["BaseReference", "FlowModelOutput", "VelocityMLP", "ViscousFlowModel"]
+__all__ = [
+    "ActionTransformer",
+    "BaseReference",
+    "ConditionalUNet1D",
+    "FlowModelOutput",
+    "VelocityMLP",
+    "ViscousFlowModel",
+]

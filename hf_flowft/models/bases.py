@@ -9,8 +9,10 @@ from typing import Any
 from diffusers import ModelMixin, UNet2DModel
 
 from .mlp import VelocityMLP
+from .transformer1d import ActionTransformer
+from .unet1d import ConditionalUNet1D
 
-BASES = {"VelocityMLP": VelocityMLP, "UNet2DModel": UNet2DModel}
+BASES = {cls.__name__: cls for cls in (VelocityMLP, UNet2DModel, ConditionalUNet1D, ActionTransformer)}
 
 
 def build_base(config: Mapping[str, Any]) -> ModelMixin:
@@ -39,7 +41,7 @@ def base_config(model: ModelMixin) -> dict[str, Any]:
 
 def event_shape(config: Mapping[str, Any]) -> list[int]:
     """The shape of one sample as the config of a base tells it.  Raises: ValueError when the config leaves it open."""
-    if _known(config) == "VelocityMLP":
+    if _known(config) != "UNet2DModel":
         return list(config["event_shape"])
     size = config.get("sample_size")
     if size is None:

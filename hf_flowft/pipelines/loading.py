@@ -9,12 +9,15 @@ from typing import Any
 import diffusers
 import torch
 
-from ..models import VelocityMLP, ViscousFlowModel
+from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from ..models.saved import load_model
 from ..repository import read_json
 from ..schedulers import FlowODEScheduler, FlowSDEScheduler
 
-OWN_CLASSES = {cls.__name__: cls for cls in (VelocityMLP, ViscousFlowModel, FlowODEScheduler, FlowSDEScheduler)}
+OWN_CLASSES = {
+    cls.__name__: cls
+    for cls in (VelocityMLP, ConditionalUNet1D, ActionTransformer, ViscousFlowModel, FlowODEScheduler, FlowSDEScheduler)
+}
 """The components of this package."""
 KNOWN_CLASSES = OWN_CLASSES | {
     name: getattr(diffusers, name)

@@ -9,8 +9,9 @@ import torch
 from diffusers import ModelMixin, UNet2DModel
 
 from ..data import FlowData
-from ..models import VelocityMLP, ViscousFlowModel
+from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from ..models.bases import label_rows
+from ..models.observation import IMAGE_PREFIX
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
@@ -41,8 +42,14 @@ class MLPConfig:
     """Shift of the sampling grid."""
 
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
-        """A network with seeded weights for the data's shape and conditions."""
-        condition = data.rows("train", [0]).condition.get("condition")
+        """A network with seeded weights for the data's shape and conditions.  Raises: ValueError for data with images to observe."""
+        observed = data.rows("train", [0]).condition
+        unknown = sorted(set(observed) - {"class_labels", "condition"})
+        if unknown:
+            raise ValueError(
+                f"mlp takes labels and vectors, but the data give {unknown[0]!r}; use model.name unet1d or transformer1d."
+            )
+        condition = observed.get("condition")
         options = {key: value for key, value in asdict(self).items() if key != "shift"}
         model = _seeded(
             seed,
@@ -97,6 +104,52 @@ class UNetConfig:
             num_class_embeds=num_classes + 1 if num_classes else None,
         )
         return Trainee(model, FlowODEScheduler(shift=self.shift))
+
+
+@dataclass(frozen=True)
+class UNet1DConfig:
+    """A fresh `ConditionalUNet1D`: action chunks under observations."""
+
+    channels: list[int] = field(default_factory=lambda: [64, 128, 256])
+    """Channels at each resolution of the horizon, which is halved between them."""
+    kernel_size: int = 5
+    """Steps of the horizon a convolution sees (odd)."""
+    groups: int = 8
+    """Groups of the group normalisation."""
+    embedding_dim: int = 128
+    """Width of the embedding of time and observation."""
+    image_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    """Channels of the stages of the image encoder, where the data have images."""
+    share_image_encoder: bool = False
+    """One image encoder for all cameras instead of one each."""
+    shift: float = 1.0
+    """Shift of the sampling grid."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """A network with seeded weights for the data's chunks and observations.  Raises: ValueError for data that are no chunks."""
+        return _action_model(ConditionalUNet1D, self, data, num_classes, seed)
+
+
+@dataclass(frozen=True)
+class Transformer1DConfig:
+    """A fresh `ActionTransformer`: action chunks under observations."""
+
+    hidden_dim: int = 128
+    """Width of the tokens, a multiple of num_heads."""
+    num_layers: int = 4
+    """Blocks of attention and MLP."""
+    num_heads: int = 4
+    """Heads of the attention."""
+    image_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    """Channels of the stages of the image encoder, where the data have images."""
+    share_image_encoder: bool = False
+    """One image encoder for all cameras instead of one each."""
+    shift: float = 1.0
+    """Shift of the sampling grid."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """A network with seeded weights for the data's chunks and observations.  Raises: ValueError for data that are no chunks."""
+        return _action_model(ActionTransformer, self, data, num_classes, seed)
 
 
 @dataclass(frozen=True)
@@ -158,6 +211,8 @@ class ViscosityConfig:
 
 MODELS: dict[str, type] = {
     "mlp": MLPConfig,
+    "unet1d": UNet1DConfig,
+    "transformer1d": Transformer1DConfig,
     "unet2d": UNetConfig,
     "pretrained": PretrainedConfig,
     "viscosity": ViscosityConfig,
@@ -198,6 +253,31 @@ def check_fits(base: FlowPipeline, path: str, data: FlowData) -> None:
             f"the model at {path} knows the labels 0 to {known - 1}, but the data have {labels[0]} to {labels[-1]}: choose data.labels among "
             "those, renumber the labels, or pretrain a model with more."
         )
+
+
+def _action_model(cls: type, config: Any, data: FlowData, num_classes: int, seed: int) -> Trainee:
+    """A network of action chunks for the observations that the data's rows hold."""
+    if len(data.event_shape) != 2:
+        raise ValueError(
+            f"{cls.__name__} takes action chunks (horizon, action_dim), got samples of shape {data.event_shape}; use model.name mlp."
+        )
+    observed = data.rows("train", [0]).condition
+    images = {
+        key.removeprefix(IMAGE_PREFIX): list(value.shape[1:])
+        for key, value in observed.items()
+        if key.startswith(IMAGE_PREFIX)
+    }
+    options = {key: value for key, value in asdict(config).items() if key != "shift"}
+    model = _seeded(
+        seed,
+        cls,
+        event_shape=list(data.event_shape),
+        num_classes=num_classes,
+        condition_dim=observed["condition"].shape[1] if "condition" in observed else 0,
+        images=images or None,
+        **options,
+    )
+    return Trainee(model, FlowODEScheduler(shift=config.shift))
 
 
 def _seeded(seed: int, cls: type, **options: Any) -> ModelMixin:

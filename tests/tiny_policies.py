@@ -1,0 +1,76 @@
+"""Small networks of action chunks for every kind of observation, and small data for them."""
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from hf_flowft import ActionTransformer, ConditionalUNet1D
+from hf_flowft.data import FlowData
+
+SMALL = {
+    ConditionalUNet1D: {"channels": [8, 16], "groups": 4, "embedding_dim": 8},
+    ActionTransformer: {"hidden_dim": 8, "num_layers": 2, "num_heads": 2},
+}
+TWO = {"wrist": [2, 3, 32, 32], "front": [2, 3, 24, 32]}
+OBSERVED = {
+    "nothing": {},
+    "states": {"condition_dim": 5},
+    "task": {"condition_dim": 5, "num_classes": 3},
+    "images": {"images": {"top": [1, 1, 32, 32]}},
+    "all": {"condition_dim": 5, "num_classes": 3, "images": TWO},
+    "shared": {"images": TWO, "share_image_encoder": True},
+}
+
+
+def build(cls, observed="states", seed=0, **options):
+    """A small network with no weight left at zero."""
+    torch.manual_seed(seed)
+    chosen = {"event_shape": [8, 2], "image_widths": [8, 16], **SMALL[cls], **OBSERVED[observed], **options}
+    model = cls(**chosen)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def inputs(model, generator, batch=4):
+    """A sample and everything the network observes."""
+    config, seen = model.config, {}
+    if config.num_classes:
+        seen["class_labels"] = torch.randint(0, config.num_classes + 1, (batch,), generator=generator)
+    if config.condition_dim:
+        seen["condition"] = torch.randn(batch, config.condition_dim, generator=generator)
+    for name, shape in (config.images or {}).items():
+        image = torch.randint(0, 256, (batch, *shape), generator=generator, dtype=torch.uint8)
+        seen[f"image_{name}"] = image
+    return torch.randn(batch, *config.event_shape, generator=generator), seen
+
+
+def chunks(cameras=("top",), size=32, num_classes=0) -> FlowData:
+    """Straight strokes of eight steps from the origin; the state is where a stroke ends, seen twice, and a picture shows it as a bright square."""
+    generator = torch.Generator().manual_seed(0)
+    splits = {}
+    for split in ("train", "validation", "test"):
+        ends = 2 * torch.rand(size, 2, generator=generator) - 1
+        strokes = torch.linspace(0, 1, 8)[:, None] * ends[:, None] + 0.05 * torch.randn(size, 8, 2, generator=generator)
+        rows = {"sample": strokes.tolist(), "condition": ends.repeat(1, 2).tolist()}
+        for name in cameras:
+            rows[f"image_{name}"] = [_picture(end).tolist() for end in ends]
+        if num_classes:
+            rows["class_labels"] = torch.randint(0, num_classes, (size,), generator=generator).tolist()
+        splits[split] = Dataset.from_dict(rows)
+    return FlowData(
+        name="strokes",
+        splits=splits,
+        event_shape=(8, 2),
+        condition_columns={key: key for key in rows if key != "sample"},
+        facts={"source": "tests"},
+    )
+
+
+def _picture(end: torch.Tensor) -> torch.Tensor:
+    """One grey picture: (1, 1, 32, 32)."""
+    picture = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    x, y = (16 + 12 * end).long().tolist()
+    picture[:, :, y - 2 : y + 3, x - 2 : x + 3] = 255
+    return picture
