@@ -24,6 +24,7 @@ ROWS = [
     "peak memory, N = 64 / N = 4, direct",
     "step with OT coupling, prefetched / independent",
     "step with OT coupling, not prefetched / independent",
+    "step of 2 processes / of 1, U-Net, batch 32 in all",
     "pipeline, 16 steps / 16 forwards",
     "exact OT of 256 x 64 / torchcfm's sampler",
     "exact OT of 512 x 2 / torchcfm's sampler",

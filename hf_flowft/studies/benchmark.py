@@ -35,6 +35,7 @@ from ..schedulers import FlowODEScheduler
 from ..times import TemperatureSchedule
 from ..velocity import FrozenVelocity
 from .bench_peers import peer_rows
+from .bench_processes import processes_rows
 from .bench_tools import (
     ENDLESS,
     BareLoop,
@@ -254,6 +255,7 @@ SECTIONS: tuple[Callable[[bool], Iterator[Row] | list[Row]], ...] = (
     reconstruction_rows,
     memory_rows,
     coupling_rows,
+    processes_rows,
     pipeline_rows,
     peer_rows,
 )
