@@ -7,6 +7,7 @@ import re
 import warnings
 
 import pytest
+import torch
 from tiny import network, toy, tree
 
 from hf_flowft import (
@@ -122,6 +123,14 @@ def test_a_checkpoint_of_another_run(run_folder, capsys):
     ):
         assert change in told
     assert "resume_from" not in told
+
+
+def test_processes_that_see_different_checkpoints(run_folder):
+    """One that finds none, on a disk of its own, would begin while the others go on: all refuse."""
+    run = trainer(run_folder, resume_from_checkpoint="latest")
+    run.processes.numbers = lambda value: torch.tensor([value, -1.0])
+    with pytest.raises(CheckpointError, match=r"see different checkpoints .* where all of them can read it"):
+        run.train()
 
 
 def test_fewer_steps_than_were_done(run_folder):

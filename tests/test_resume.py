@@ -25,18 +25,19 @@ from hf_flowft import (
     load_config,
 )
 from hf_flowft.cli import main
-from hf_flowft.training import NonFiniteLossError
+from hf_flowft.training import NonFiniteLossError, resume
 from hf_flowft.training.batches import LoaderRows
 from hf_flowft.training.checkpoint import checkpoint_path, list_checkpoints, load_tensors, read_state
+from hf_flowft.training.guards import private_global_rng, restore_rng, rng_states
 
 DATA = toy()
 EVAL = EvalConfig(every=4, num_repeats=2, select_num_steps=[1], max_samples=16)
 
 
-def trainer(folder, resume="", rows=None, **train):
+def trainer(folder, checkpoint="", rows=None, **train):
     """Ten steps of a small network, with a checkpoint after the fifth."""
     settings = {"num_steps": 10, "batch_size": 16, "checkpoint_every": 5, "log_every": 1, **train}
-    config = TrainConfig(resume_from_checkpoint=resume, **settings)
+    config = TrainConfig(resume_from_checkpoint=checkpoint, **settings)
     return FlowTrainer(network(DATA), DATA, FlowMatchingObjective(), config, EVAL, folder, rows=rows)
 
 
@@ -125,6 +126,31 @@ def test_a_run_without_a_folder_does_not_pass_for_a_whole_one_when_stopped():
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert run.step == 3
+
+
+def test_random_states_of_other_machines():
+    """A process without a saved state, or a GPU that is not here, leaves the generator as it is; its own state is taken."""
+    with private_global_rng(3):
+        saved = rng_states(lambda x: torch.cat([x, x.roll(1, dims=1)]))
+        assert [name for name in saved if name.startswith("cpu")] == ["cpu-0", "cpu-1"]
+        torch.rand(5)
+        before = torch.get_rng_state()
+        restore_rng({**saved, "cuda-2": torch.zeros(16, dtype=torch.uint8)}, rank=2)
+        assert torch.equal(torch.get_rng_state(), before)
+        restore_rng(saved, rank=0)
+        assert torch.equal(torch.get_rng_state(), saved["cpu-0"])
+
+
+def test_the_scale_of_half_precision_goes_on(tmp_path):
+    """The gradient scaler of fp16 is part of the state."""
+    run = trainer(tmp_path, num_steps=5)
+    run.train()
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    resume.save(run)
+    other = trainer(tmp_path, "latest", num_steps=5)
+    other.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    resume.restore(other)
+    assert other.accelerator.scaler.get_scale() == 4096.0
 
 
 @pytest.mark.slow

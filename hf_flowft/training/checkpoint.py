@@ -124,7 +124,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises: CheckpointError naming the folder and the file that is missing, truncated or of another format version.
     """
     if not (folder / STATE_FILE).is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {STATE_FILE}.")
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no {STATE_FILE}. Name a folder RUN/checkpoints/checkpoint-STEP."
+        )
     try:
         state = json.loads((folder / STATE_FILE).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

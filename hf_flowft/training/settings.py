@@ -50,7 +50,7 @@ class TrainConfig:
     checkpoints_total_limit: int = 2
     """Keep so many checkpoints; 0 keeps all."""
     resume_from_checkpoint: str = ""
-    """`latest`, or the folder of a checkpoint anywhere; empty starts afresh."""
+    """`latest` (from the beginning, where there is none yet), or the folder of a checkpoint anywhere; empty starts afresh."""
     num_workers: int = 0
     """Processes that read data sets that do not fit in memory."""
     report_to: list[str] = field(default_factory=list)
