@@ -7,11 +7,10 @@ CORES := $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt tests/requirements_page.txt
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --requirement tests/requirements_page.txt
 	touch $@
 
 demo: setup

@@ -193,11 +193,11 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _push(options: argparse.Namespace, settings: list[str]) -> None:
-    from .hub import push_folder, push_run
+    from .hub import push_run, push_space
 
     target = {"private": options.private or None, "revision": options.revision, "create_pr": options.create_pr}
     if options.space:
-        print(push_folder(Path(options.run_folder), options.repo, repo_type="space", **target))
+        print(push_space(Path(options.run_folder), options.repo, **target))
     else:
         print(push_run(Path(options.run_folder), options.repo, base=options.base, **target))
 

@@ -100,6 +100,17 @@ def push_pipeline(pipeline: Any, repo_id: str, *, base: BaseReference | None = N
         return push_folder(folder, repo_id, **options)
 
 
+def push_space(space_folder: Path, repo_id: str, **options: Any) -> str:
+    """Upload a page written by `space.write_space`; the folder stays as it is.  Args: `options`: of `push_folder`.  Returns: the commit's address."""
+    if not (space_folder / "app.py").is_file():
+        raise ValueError(
+            f"{space_folder} holds no page: it has no app.py; write one with `hf-flowft space RUN_FOLDER --out FOLDER`."
+        )
+    with TemporaryDirectory() as temporary:
+        shutil.copytree(space_folder, temporary, dirs_exist_ok=True)
+        return push_folder(Path(temporary), repo_id, repo_type="space", **options)
+
+
 def push_run(run_folder: Path, repo_id: str, *, base: str = "", **options: Any) -> str:
     """Upload what a run has written: its pipeline at the root, the card, results.json, figures, and the settings without paths of this machine.
 

@@ -12,7 +12,7 @@ from tiny import SMALL_RUN, pretrained
 
 from hf_flowft import FlowPipeline, Run, load_config
 from hf_flowft.cli import main
-from hf_flowft.hub import push_folder, push_run
+from hf_flowft.hub import push_run, push_space
 from hf_flowft.models.saved import weights_digest
 
 NAME = "user/digits"
@@ -234,8 +234,10 @@ def test_a_space(hub, tmp_path):
     """A folder becomes a Gradio Space."""
     (tmp_path / "app.py").write_text("print('hello')")
     (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: app.py\n---\n")
-    push_folder(tmp_path, "user/page", repo_type="space")
+    push_space(tmp_path, "user/page")
     assert hub.files("user/page", repo_type="space")["app.py"] == b"print('hello')"
+    with pytest.raises(ValueError, match=r"holds no page: it has no app.py"):
+        push_space(tmp_path / "nowhere", "user/page")
 
 
 def test_tensors_survive_the_way(hub):

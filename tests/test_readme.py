@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import SMALL_RUN, pretrained
+
+from hf_flowft.cli import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"<!-- test: (run|parse) -->\n```(bash|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- test: (run|parse|hub) -->\n```(bash|python)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
 FEW = "--train.num_steps=2 --eval.every=2 --eval.num_repeats=2 --eval.report_num_steps=[1,2] --train.batch_size=16 --train.log_every=1"
 
@@ -24,10 +27,10 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(command, place):
-    """Run a command as a user would, offline, in the given folder."""
+def run(command, place, variables=os.environ):
+    """Run a command as a user would, in the given folder; offline, unless the variables say otherwise."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**variables, "PATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
@@ -35,7 +38,7 @@ def run(command, place):
 def test_every_block_says_how_it_is_tested():
     """No command or example escapes the test."""
     assert len(BLOCKS) == len(re.findall(r"^```(?:bash|python)$", TEXT, re.MULTILINE))
-    assert {kind for kind, _, _ in BLOCKS} == {"run", "parse"}
+    assert {kind for kind, _, _ in BLOCKS} == {"run", "parse", "hub"}
 
 
 @pytest.mark.slow
@@ -50,11 +53,30 @@ def test_examples_run(code, place):
 @pytest.mark.slow
 def test_commands_run(place):
     """The commands run in their order, trainings for two steps."""
-    (commands,) = [code for kind, language, code in BLOCKS if (kind, language) == ("run", "bash")]
-    for line in commands.strip().splitlines():
+    commands = [code for kind, language, code in BLOCKS if (kind, language) == ("run", "bash")]
+    for line in "".join(commands).strip().splitlines():
         few = f" {FEW}" if "--config" in line and "evaluate" not in line else ""
         small = " --pairs.num_pairs=64" if "finetune_mle" in line else ""
         run((line + few + small).split(), place)
+
+
+@pytest.mark.slow
+def test_sharing_works(tmp_path, hub_env):
+    """The commands and the example that talk to the Hub, in their order, with a small run of digits in the place of theirs."""
+    base = tmp_path / "base"
+    pretrained("digits", num_classes=10).save_pretrained(base)
+    words = [
+        *SMALL_RUN,
+        "--data.train_size=20",
+        f"--model.path={base}",
+        f"--output_dir={tmp_path / 'runs/digits_few_steps'}",
+    ]
+    assert main(["finetune", "plain", "--data.name=digits", *words]) == 0
+    blocks = [(language, code) for kind, language, code in BLOCKS if kind == "hub"]
+    assert [language for language, _ in blocks] == ["bash", "python"]
+    for line in blocks[0][1].strip().splitlines():
+        run(line.split(), tmp_path, hub_env)
+    run([sys.executable, "-c", blocks[1][1]], tmp_path, hub_env)
 
 
 def test_make_targets_exist():
