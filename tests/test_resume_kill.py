@@ -155,7 +155,7 @@ def test_a_kill_while_a_checkpoint_is_written(tmp_path, monkeypatch, capsys):
 def content(value):
     """A checkpoint of one number."""
     groups = {"weights": {"w": torch.tensor(float(value))}, "ema": {"w": torch.tensor(float(value))}}
-    facts = {key: {} for key in ("selection", "identity", "counts", "scaler")}
+    facts = {key: {} for key in ("selection", "identity", "data", "scaler")}
     return groups, {}, {**facts, "step": 1, "history": [], "frozen": "", "seconds": 0.0}
 
 

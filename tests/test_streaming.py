@@ -292,7 +292,7 @@ def test_banks_are_made_of_the_sample(tmp_path):
     data = result.results["data"]
     assert data["stream"] == {"epoch_size": 60, "shuffle_buffer": 16}
     assert (data["source"], data["counts"]) == ("points.parquet", {"train": 60, "validation": 20, "test": 20})
-    bank = run.trainer.rows.table.x_1
+    bank = run.trainer.rows.tensors()["x_1"]
     assert torch.equal(bank.sort(dim=0).values, run.data.rows("train").x_1.sort(dim=0).values)
     assert str(tmp_path) not in (tmp_path / "run" / "results.json").read_text()
 

@@ -60,6 +60,12 @@ class FlowData:
         return {name: len(split) for name, split in self.splits.items()}
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What must be as it was when a run goes on: the commit or content the rows are from, and how many there are."""
+        known: dict[str, Any] = {key: self.facts[key] for key in ("revision", "digest") if key in self.facts}
+        return {**known, "counts": self.counts}
+
+    @property
     def num_classes(self) -> int:
         """Number of labels the model must know; 0 without labels."""
         column = self.condition_columns.get("class_labels")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from tqdm import tqdm
 
 from ..pipelines import FlowPipeline
 from ..results import read_results
-from ..training.checkpoint import list_checkpoints
 from ..training.config import RunConfig, load_config
 from ..training.run import Run, RunResult
 
@@ -47,8 +45,6 @@ def run_or_reuse(config: RunConfig) -> RunResult:
         return RunResult(
             FlowPipeline.from_pretrained(folder / "pipeline"), read_results(folder / "results.json"), folder
         )
-    if folder.is_dir() and not list_checkpoints(folder):
-        shutil.rmtree(folder)
     resume = ["--train.resume_from_checkpoint=latest"] if folder.is_dir() else []
     result = Run(load_config(None, resume, config.as_dict())).execute()
     if not result.results:  # asked to stop: the checkpoint is there, the next call goes on from it

@@ -74,16 +74,15 @@ class BankRows:
 
     def __init__(self, build: Callable[[int], Batch], refresh_epochs: int = 0):
         self.build, self.refresh_epochs = build, refresh_epochs
-        self.version = -1
-        self.table: Batch = None
+        self._bank: tuple[int, Batch] = (-1, None)  # one name: a thread may replace it while a checkpoint reads it
 
     def _use(self, version: int) -> Batch:
-        if version != self.version:
-            self.version, self.table = version, self.build(version)
-        return self.table
+        if version != self._bank[0]:
+            self._bank = (version, self.build(version))
+        return self._bank[1]
 
     def __len__(self) -> int:
-        return len(self.table if self.table is not None else self._use(0))
+        return len(self._bank[1] if self._bank[1] is not None else self._use(0))
 
     def batches(self, order: SampleOrder, start: int) -> Iterator[Batch]:
         """See `Rows`."""
@@ -99,22 +98,24 @@ class BankRows:
 
     def tensors(self) -> dict[str, Tensor]:
         """The bank in use."""
-        kept = {"x_0": self.table.x_0, "x_1": self.table.x_1, "version": torch.tensor(self.version)}
-        return {**kept, **{f"condition.{key}": value for key, value in self.table.condition.items()}}
+        version, table = self._bank
+        kept = {"x_0": table.x_0, "x_1": table.x_1, "version": torch.tensor(version)}
+        return {**kept, **{f"condition.{key}": value for key, value in table.condition.items()}}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on with the bank of a checkpoint."""
         condition = {
             key.removeprefix("condition."): value for key, value in tensors.items() if key.startswith("condition.")
         }
-        self.version, self.table = int(tensors["version"]), Batch(tensors["x_1"], condition, x_0=tensors["x_0"])
+        self._bank = (int(tensors["version"]), Batch(tensors["x_1"], condition, x_0=tensors["x_0"]))
 
 
 def training_rows(data: FlowData, num_workers: int = 0) -> Rows:
     """The stream where there is one; else the training split in memory when it is small (up to 1 GiB), from disk otherwise."""
     if data.stream is not None:
         return StreamRows(data, num_workers)
-    size = data.counts["train"] * 4 * int(torch.tensor(data.event_shape).prod())
+    row = data.rows("train", [0])
+    size = data.counts["train"] * sum(x.nbytes for x in (row.x_1, *row.condition.values()))
     return MemoryRows(data.rows("train")) if size <= IN_MEMORY_BYTES else LoaderRows(data, num_workers)
 
 

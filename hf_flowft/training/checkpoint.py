@@ -27,7 +27,7 @@ STATE_TYPES: dict[str, type | tuple[type, ...]] = {
     "selection": dict,
     "identity": dict,
     "frozen": str,
-    "counts": dict,
+    "data": dict,
     "seconds": (int, float),
     "scaler": dict,
     "files": dict,

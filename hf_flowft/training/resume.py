@@ -59,7 +59,7 @@ def save(trainer: FlowTrainer) -> None:
             "selection": trainer.selection.state(),
             "identity": trainer.identity,
             "frozen": trainer.frozen_digest,
-            "counts": dict(trainer.data.counts),
+            "data": trainer.data.identity,
             "seconds": trainer.seconds,
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
@@ -116,9 +116,10 @@ def restore(trainer: FlowTrainer) -> Path | None:
 def _check(trainer: FlowTrainer, folder: Path, state: dict[str, Any]) -> list[str]:
     """Refuse the checkpoint of another run.  Returns: the settings that have changed and may, in words."""
     changes = check_same_run(state["identity"], trainer.identity, folder)
-    if state["counts"] != trainer.data.counts:
+    if state["data"] != trainer.data.identity:
         raise CheckpointError(
-            f"the data have {trainer.data.counts} rows, but {folder} was written with {state['counts']}: they have changed."
+            f"the data are {trainer.data.identity}, but {folder} was written with {state['data']}: they have changed. Give the old ones "
+            "(of a Hub data set: that data.revision), or start a new run."
         )
     if state["frozen"] != trainer.frozen_digest:
         raise CheckpointError(

@@ -190,7 +190,7 @@ class FlowTrainer:
         if not self.processes.anywhere(not math.isfinite(loss if scaled else loss + 0 * float(norm))):
             return
         self.save_checkpoint()
-        rows = self.order.rows(self.step)[:8].tolist()
+        rows = self.rows.row_numbers(self.order, self.step)[:8]
         saved = f" The state before this step is in {self._saved}." if self.output_dir else ""
         raise NonFiniteLossError(
             f"the loss or its gradient is not finite at step {self.step} (loss {loss}), in the batch of training rows "
