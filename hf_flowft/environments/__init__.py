@@ -1,0 +1,36 @@
+"""Simulated tasks for policies: environments, scripted demonstrations, corruptions, rollouts and videos (extra `policy`)."""
+
+from .base import SEEDS, Environment, Observation, Step, initial_seeds
+from .corruptions import Corruption, EpisodeCorruption, augment, parse_corruptions
+from .demonstrations import Attempts, Demonstration, demonstrate
+from .episode import action_jerk
+from .known import ENVIRONMENTS, make_environment
+from .policies import expert_policy, hold_still_policy, random_policy
+from .rollout import Policy, RolloutResult, rollout
+from .videos import good_and_bad, write_video
+
+__all__ = [
+    "ENVIRONMENTS",
+    "SEEDS",
+    "Attempts",
+    "Corruption",
+    "Demonstration",
+    "Environment",
+    "EpisodeCorruption",
+    "Observation",
+    "Policy",
+    "RolloutResult",
+    "Step",
+    "action_jerk",
+    "augment",
+    "demonstrate",
+    "expert_policy",
+    "good_and_bad",
+    "hold_still_policy",
+    "initial_seeds",
+    "make_environment",
+    "parse_corruptions",
+    "random_policy",
+    "rollout",
+    "write_video",
+]
