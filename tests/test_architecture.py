@@ -12,12 +12,25 @@ MAX_LINES = 300
 LAYERS = {
     0: {"conventions", "paths", "couplings", "times", "solvers", "gradients", "likelihood", "jacobians", "randomness"},
     1: {"repository", "batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
-    2: {"schedulers", "pipelines", "data", "metrics", "cards", "hub", "figures", "results", "tables", "space"},
+    2: {
+        "schedulers",
+        "pipelines",
+        "data",
+        "metrics",
+        "cards",
+        "hub",
+        "figures",
+        "results",
+        "tables",
+        "space",
+        "environments",
+    },
     3: {"training", "studies"},
     4: {"cli", "__main__"},
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 ON_DEMAND = {"matplotlib", "peft", "transformers", "gymnasium"}
+ON_DEMAND |= {"gym_pusht", "pymunk", "metaworld", "mujoco", "gymnasium_robotics", "imageio_ffmpeg"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 EACH_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
