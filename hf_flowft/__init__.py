@@ -14,7 +14,7 @@ from .data import (
 from .models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
 from .pairs import PairBuilder, PairsConfig
-from .pipelines import FlowPipeline
+from .pipelines import FlowPipeline, FlowPolicyPipeline
 from .replay import build_replay
 from .schedulers import FlowODEScheduler, FlowSDEScheduler
 from .training import Callback, EvalConfig, FlowTrainer, Run, TrainConfig, load_config
@@ -32,6 +32,7 @@ __all__ = [
     "FlowMatchingObjective",
     "FlowODEScheduler",
     "FlowPipeline",
+    "FlowPolicyPipeline",
     "FlowSDEScheduler",
     "FlowTrainer",
     "FrozenVelocity",

@@ -39,7 +39,7 @@ try:
 except ImportError as error:
     raise ImportError("This model needs the package hf_flowft: pip install hf_flowft") from error
 
-from hf_flowft import FlowPipeline
+from hf_flowft import FlowPipeline, FlowPolicyPipeline
 
 globals().update(OWN_CLASSES)
 '''

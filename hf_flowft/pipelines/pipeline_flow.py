@@ -51,6 +51,13 @@ class FlowPipeline(SavedPipeline):
         self.register_to_config(description=dict(description or {}))
         self.conditions = {key: value[:MAX_CONDITIONS].clone() for key, value in (conditions or {}).items()}
 
+    @classmethod
+    def kinds(cls) -> dict[str, type]:
+        """Itself, and policies, which are flow pipelines too."""
+        from .pipeline_flow_policy import FlowPolicyPipeline  # which is built on this class
+
+        return {kind.__name__: kind for kind in (FlowPipeline, FlowPolicyPipeline) if issubclass(kind, cls)}
+
     @property
     def description(self) -> dict[str, Any]:
         """The facts it was saved with."""
@@ -121,29 +128,50 @@ class FlowPipeline(SavedPipeline):
         check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         batch_size = batch_size if latents is None else len(latents)
         given = self._condition(batch_size, class_labels, condition)
-        batch_size = len(next(iter(given.values()))) if given else batch_size
+        x, evaluations = self._draw(
+            len(next(iter(given.values()))) if given else batch_size,
+            given,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            solver=solver,
+            rtol=rtol,
+            atol=atol,
+            generator=generator,
+            latents=latents,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+        )
+        samples = self._output(x, output_type)
+        self.maybe_free_model_hooks()
+        return FlowPipelineOutput(samples, evaluations) if return_dict else (samples, evaluations)
+
+    def _draw(  # type: ignore[no-untyped-def]
+        self,
+        batch_size,
+        given,
+        *,
+        guidance_scale=1.0,
+        num_inference_steps=16,
+        sigmas=None,
+        solver=None,
+        rtol=1e-5,
+        atol=1e-5,
+        generator=None,
+        latents=None,
+        callback=None,
+        callback_inputs=("latents",),
+    ) -> tuple[Tensor, int]:
+        """Samples in model units (batch, *event) and the evaluations each took; `given`: conditions by name, the rest as `__call__`."""
         velocity = self.velocity(guidance_scale)
         x = starting_noise((batch_size, *self.event_shape), generator, latents, self.device)
         if solver is not None:
-            solution = integrate_adaptive(
-                velocity.field(given), x, (0.0, 1.0), adaptive_method(solver), rtol=rtol, atol=atol
-            )
+            method = adaptive_method(solver)
+            solution = integrate_adaptive(velocity.field(given), x, (0.0, 1.0), method, rtol=rtol, atol=atol)
             x, self._num_timesteps = solution.x, solution.num_evaluations
         else:
-            x = self._denoise(
-                velocity,
-                x,
-                given,
-                num_inference_steps,
-                sigmas,
-                generator,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-            )
-        samples = self._output(x, output_type)
-        self.maybe_free_model_hooks()
-        evaluations = self._num_timesteps * (1 if guidance_scale == 1 else 2)
-        return FlowPipelineOutput(samples, evaluations) if return_dict else (samples, evaluations)
+            x = self._denoise(velocity, x, given, num_inference_steps, sigmas, generator, callback, callback_inputs)
+        return x, self._num_timesteps * (1 if guidance_scale == 1 else 2)
 
     def _denoise(self, velocity, x, given, num_steps, sigmas, generator, callback, callback_inputs) -> Tensor:  # type: ignore[no-untyped-def]
         """The scheduler's loop: one network evaluation a timestep."""

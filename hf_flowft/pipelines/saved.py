@@ -23,6 +23,11 @@ class SavedPipeline(DiffusionPipeline):
 
     conditions: dict[str, Tensor]
 
+    @classmethod
+    def kinds(cls) -> dict[str, type]:
+        """The classes `from_pretrained` may return, by the name in the index: this one, and those that are one."""
+        return {cls.__name__: cls}
+
     def save_pretrained(self, save_directory: str | Path, base: BaseReference | None = None, **kwargs: Any) -> None:
         """Save the pipeline: safetensors, JSON, the conditions, and a stub by which diffusers loads it where this package is installed.
 
@@ -72,13 +77,15 @@ class SavedPipeline(DiffusionPipeline):
             raise ValueError(
                 f"from_pretrained knows no {unknown[0]!r}; it takes model, scheduler, dtype, revision, cache_dir, token and local_files_only."
             )
-        if pipeline_class_name(index) != cls.__name__:
-            raise ValueError(f"{folder} holds a {pipeline_class_name(index)!r}, not a {cls.__name__}.")
+        name = pipeline_class_name(index)
+        kind = cls.kinds().get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise ValueError(f"{folder} holds a {name!r}, not a {cls.__name__}.")
         hub["local_files_only"] = local_files_only or Path(pretrained_model_name_or_path).is_dir()
         for name in ("model", "scheduler"):
             if name not in components:
                 components[name] = load_component(folder, name, index.get(name), dtype, hub)
-        pipeline = cls(
+        pipeline = kind(
             **components, description=index.get("description"), conditions=load_tensors(folder / CONDITIONS_FILE)
         )
         pipeline.model.eval()
