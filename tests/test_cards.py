@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from hf_flowft.cards import merge_card, pipeline_card, render_card, write_card
 from hf_flowft.cards.merge import SECTIONS, find_sections
 from hf_flowft.objectives import FlowMatchingConfig, GradualConfig, ObjectiveContext, ReconstructionConfig
 from hf_flowft.pairs import PairsConfig, PairsName
-from hf_flowft.results import add_baselines, public_name
+from hf_flowft.results import add_baselines, public_name, read_results
 from hf_flowft.studies.digits import show_baseline
 from hf_flowft.tables import number
 from hf_flowft.times import TemperatureName, TemperatureSchedule, TimeDensity, TimeDensityName
@@ -453,3 +454,22 @@ def test_writing_again_keeps_what_a_person_wrote(runs, tmp_path):
     assert path.read_bytes() == expected.removesuffix("Mine.").encode() + b"Mine, \xff\r\n"
     assert "3.142" in section(expected, "results")
     assert list(find_sections(expected)) == list(SECTIONS)
+
+
+# The shipped cards
+
+
+@pytest.mark.parametrize("folder", sorted((Path(__file__).parents[1] / "model_cards").iterdir()), ids=lambda p: p.name)
+def test_shipped_cards_are_made_from_their_numbers(folder):
+    """Each card in model_cards is what the program renders from the results and settings beside it, with its pictures there."""
+    results, config = read_results(folder / "results.json"), yaml.safe_load((folder / "config.yaml").read_text())
+    assert (folder / "README.md").read_text() == render_card(results, config)
+    assert results["figures"]
+    assert all((folder / name).is_file() for name in results["figures"])
+
+
+def test_every_config_has_a_card():
+    """The shipped configs were run: each has its card."""
+    root = Path(__file__).parents[1]
+    configs = {path.stem for path in (root / "configs").glob("*.yaml")}
+    assert configs == {path.name for path in (root / "model_cards").iterdir()}
