@@ -7,6 +7,7 @@ from .digits import DigitsConfig, load_digits
 from .flow_data import FlowData
 from .images import ImagesConfig, load_images
 from .normalisation import Normalisation
+from .robot import RobotConfig, load_robot, write_lerobot
 from .toy import ToyConfig, load_toy
 from .vectors import VectorsConfig, from_tensors, load_vectors
 
@@ -15,6 +16,7 @@ DATA: dict[str, tuple[type, Callable[[Any], FlowData]]] = {
     "digits": (DigitsConfig, load_digits),
     "images": (ImagesConfig, load_images),
     "vectors": (VectorsConfig, load_vectors),
+    "robot": (RobotConfig, load_robot),
 }
 
 __all__ = [
@@ -23,11 +25,14 @@ __all__ = [
     "FlowData",
     "ImagesConfig",
     "Normalisation",
+    "RobotConfig",
     "ToyConfig",
     "VectorsConfig",
     "from_tensors",
     "load_digits",
     "load_images",
+    "load_robot",
     "load_toy",
     "load_vectors",
+    "write_lerobot",
 ]

@@ -26,8 +26,10 @@ class FlowData:
 
     `splits`: named as in SPLITS; the `base_*` splits hold data of the base's domain, on which forgetting is measured. `sample_column` holds the
     data, `condition_columns` maps a keyword argument of the model to a column; `decode` turns a stored value (an image) into an array of
-    `event_shape` when it is read. `facts` (source, revision, licence ...) go to results and card. With a `stream`, training reads from there, and
-    the split `train` is a sample of it: for statistics, labels and banks of pairs.
+    `event_shape` when it is read. `condition_normalisation`: the units of conditions that are not used as they are, by argument. `gather`, by
+    argument too: what makes of an array of a column's values, such as row numbers (rows, n), the condition itself (rows, n, ...); for what is too
+    large to be stored once a row. `facts` (source, revision, licence ...) go to results and card. With a `stream`, training reads from there,
+    and the split `train` is a sample of it: for statistics, labels and banks of pairs.
     """
 
     name: str
@@ -38,6 +40,8 @@ class FlowData:
     condition_columns: dict[str, str] = field(default_factory=dict)
     is_image: bool = False
     decode: Callable[[Any], np.ndarray] | None = None
+    condition_normalisation: dict[str, Normalisation] = field(default_factory=dict)
+    gather: dict[str, Callable[[np.ndarray], Tensor]] = field(default_factory=dict)
     label_names: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     stream: RowStream | None = None
@@ -76,7 +80,7 @@ class FlowData:
     def labels(self, *splits: str) -> list[int]:
         """The labels that occur in these splits (without any: in all), in order.  Raises: ValueError for what are not whole numbers >= 0."""
         column = self.condition_columns["class_labels"]
-        parts = [self.conditions(split)["class_labels"] for split in splits or self.splits]
+        parts = [self.conditions(split, ["class_labels"])["class_labels"] for split in splits or self.splits]
         if any(x.is_floating_point() or x.ndim != 1 for x in parts):
             raise ValueError(f"the label column {column!r} of {self.name!r} must hold one whole number a row.")
         found: list[int] = torch.cat(parts).unique().tolist()
@@ -100,11 +104,18 @@ class FlowData:
     @property
     def reader(self) -> RowReader:
         """How rows become batches, as things stand (the normalisation may be replaced by a base's)."""
-        return RowReader(self.event_shape, self.normalisation, self.sample_column, self.condition_columns, self.decode)
+        columns = (self.sample_column, self.condition_columns)
+        return RowReader(
+            self.event_shape, self.normalisation, *columns, self.decode, self.condition_normalisation, self.gather
+        )
 
-    def conditions(self, split: str) -> dict[str, Tensor]:
-        """The conditions of a whole split, without reading its samples."""
-        return self.reader.conditions(self.splits[split])
+    def conditions(self, split: str, keys: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The conditions of a whole split (all, or some by argument), without reading its samples."""
+        return self.reader.conditions(self.splits[split], list(self.condition_columns) if keys is None else keys)
+
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        """Work in the units of a pipeline, by its description: what is fine-tuned must see the numbers it was trained on."""
+        self.normalisation = Normalisation(**description.get("normalisation", {}))
 
 
 def describe(data: FlowData) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ def open_hub(
     Args: `path`: its id; `subset`: one of its configurations, empty for the only one; `revision`: a branch, tag or commit, empty for main.
     Raises: ValueError in one sentence when it does not exist, is not open to us or not readable, or can't be reached and is not in the cache.
     """
-    commit, online = _commit(path, revision or "main")
+    commit, online = resolve_commit(path, revision or "main")
     try:
         if online:
             _check_card(path, commit)
@@ -52,7 +52,7 @@ def open_hub(
     return rows, {"source": path, **named, "split": split, "revision": commit}
 
 
-def _commit(path: str, revision: str) -> tuple[str, bool]:
+def resolve_commit(path: str, revision: str) -> tuple[str, bool]:
     """The commit a revision is, and whether the Hub says so (or the cache)."""
     try:
         if datasets_config.HF_HUB_OFFLINE:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+RELATIVE_WIDTH = 1e-6
+"""A coordinate whose range is a smaller part of its values than this is constant: float32 holds no more digits."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -21,6 +24,14 @@ class Normalisation:
         """One mean and standard deviation a coordinate of vectors (n, d); constant coordinates keep a std of 1."""
         std = x.std(dim=0, correction=0)
         return cls(x.mean(dim=0).tolist(), torch.where(std > 0, std, torch.ones_like(std)).tolist())
+
+    @classmethod
+    def between(cls, low: Sequence[float], high: Sequence[float]) -> Normalisation:
+        """`low` becomes -1 and `high` 1, coordinate by coordinate; constant coordinates become 0 and keep a std of 1."""
+        pairs = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+        half = [(b - a) / 2 for a, b in pairs]
+        wide = [h > RELATIVE_WIDTH * max(abs(a), abs(b)) for h, (a, b) in zip(half, pairs, strict=True)]
+        return cls([(a + b) / 2 for a, b in pairs], [h if w else 1.0 for h, w in zip(half, wide, strict=True)])
 
     def apply(self, x: Tensor) -> Tensor:
         """Data units to model units: (batch, *event)."""

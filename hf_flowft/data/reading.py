@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class RowReader:
     sample_column: str
     condition_columns: dict[str, str]
     decode: Callable[[Any], np.ndarray] | None
+    condition_normalisation: dict[str, Normalisation] = field(default_factory=dict)
+    gather: dict[str, Callable[[np.ndarray], Tensor]] = field(default_factory=dict)
 
     def batch(self, dataset: Dataset, where: Sequence[int], place: str, numbers: Sequence[int] | None = None) -> Batch:
         """The rows at the positions `where`, normalised, float32, on the CPU.
@@ -36,13 +38,20 @@ class RowReader:
         samples = stack_samples(table[self.sample_column], self.event_shape, numbers, place)
         return Batch(self.normalisation.apply(samples), self._conditions(table))
 
-    def conditions(self, dataset: Dataset) -> dict[str, Tensor]:
-        """The conditions of all rows, without reading their samples."""
+    def conditions(self, dataset: Dataset, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Some conditions of all rows, without reading anything else."""
         numbers = dataset.with_format("numpy")
-        return self._conditions({column: numbers[column][:] for column in self.condition_columns.values()})
+        return {key: self._condition(key, numbers[self.condition_columns[key]][:]) for key in keys}
 
     def _conditions(self, table: dict[str, Any]) -> dict[str, Tensor]:
-        return {key: _condition(table[column], column) for key, column in self.condition_columns.items()}
+        return {key: self._condition(key, table[column]) for key, column in self.condition_columns.items()}
+
+    def _condition(self, key: str, values: Any) -> Tensor:
+        if key in self.gather:
+            return self.gather[key](np.asarray(values))
+        condition = _condition(values, self.condition_columns[key])
+        units = self.condition_normalisation.get(key)
+        return condition if units is None else units.apply(condition)
 
     def _read(self, dataset: Dataset, where: Sequence[int], place: str, numbers: Sequence[int]) -> dict[str, Any]:
         if self.decode is None:

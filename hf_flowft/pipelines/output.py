@@ -35,6 +35,10 @@ def to_pil(data: Tensor, value_range: Sequence[float]) -> list[Image.Image]:
     return [Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)) for image in pixels]
 
 
+POLICY_FACTS = ("policy", "observation_normalisation")
+"""What the data of a robot say about what a policy sees and does, and in what units it sees."""
+
+
 def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
     """The description of a pipeline trained on a data set with a coupling."""
     return {
@@ -44,4 +48,5 @@ def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
         "value_range": data.facts.get("value_range", [0.0, 1.0]),
         "label_names": data.label_names,
         "coupling": coupling,
+        **{key: data.facts[key] for key in POLICY_FACTS if key in data.facts},
     }
