@@ -147,7 +147,7 @@ def _evaluate(options: argparse.Namespace, settings: list[str]) -> None:
     pipeline = FlowPipeline.from_pretrained(options.pipeline)
     data = load_data(config)
     check_fits(pipeline, options.pipeline, data)
-    data.normalisation = pipeline.normalisation
+    data.adopt(pipeline.description)
     metrics = Evaluator(data, config.eval, config.seed, pipeline.shift).report(pipeline.velocity())
     print(metrics_table({public_name(options.pipeline): metrics}))
     if options.out:

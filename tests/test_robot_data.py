@@ -408,6 +408,35 @@ def test_a_run_on_demonstrations(folder, tmp_path):
     assert pipeline(**condition, num_inference_steps=1, output_type="pt").samples.shape == (1, 16, 2)
 
 
+def test_a_fine_tune_sees_in_the_units_of_its_base(tmp_path):
+    """Other demonstrations and another kind of units change nothing of what the base reads in a number."""
+    paths = [
+        str(write_lerobot(tmp_path / f"data{n}", demonstrations([4] * 10, seed=n), 10, task="t")) for n in range(2)
+    ]
+    model = ["--objective.name=fm", "--model.name=mlp", "--model.hidden_dim=8", "--model.num_layers=1"]
+    base = load_config(
+        None, ["--data.name=robot", f"--data.path={paths[0]}", *model, *SMALL_RUN, f"--output_dir={tmp_path / 'base'}"]
+    )
+    known = Run(base, progress=False)
+    known.execute()
+    options = [f"--model.path={tmp_path / 'base/pipeline'}", f"--data.path={paths[1]}", "--data.normalisation=mean_std"]
+    config = load_config(
+        None,
+        [
+            "--data.name=robot",
+            "--model.name=pretrained",
+            "--objective.name=fm",
+            *SMALL_RUN,
+            *options,
+            f"--output_dir={tmp_path / 'new'}",
+        ],
+    )
+    new = Run(config, progress=False)
+    assert new.data.condition_normalisation == known.data.condition_normalisation
+    assert new.data.normalisation == known.data.normalisation
+    assert describe_data(new.data, "x") == describe_data(known.data, "x")
+
+
 def test_the_demonstrations_of_pusht(shared_data):
     """206 episodes of 25,650 steps: a window for each, actions of 0 to 512 pixels to [-1, 1], and the numbers of the table."""
     path = shared_data / "pusht/lerobot_v30"

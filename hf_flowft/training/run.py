@@ -57,7 +57,7 @@ class Run:
         self.trainee: Trainee = config.model.build(self.data, self.data.num_classes, config.seed)
         self.base = self.trainee.base
         if self.base is not None:
-            self.data.normalisation = self.base.normalisation
+            self.data.adopt(self.base.description)
         self.reference = FrozenVelocity(self.base.model) if self.base is not None else None
         check_folder(self.folder, config)
         self.publisher = Publisher(config.hub, self._pipeline)
