@@ -140,7 +140,7 @@ def test_fewer_steps_than_were_done(run_folder):
 
 def test_other_data(run_folder):
     """Rows that were added or taken away since."""
-    with pytest.raises(CheckpointError, match=r"have .*'train': 60.* rows, but .* was written with .*'train': 64"):
+    with pytest.raises(CheckpointError, match=r"the data are .*'train': 60.*, but .* was written with .*'train': 64"):
         trainer(run_folder, data=toy(train_size=60), resume_from_checkpoint="latest").train()
 
 
