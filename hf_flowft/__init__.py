@@ -4,12 +4,15 @@ from .data import (
     DigitsConfig,
     FlowData,
     ImagesConfig,
+    RobotConfig,
     ToyConfig,
     VectorsConfig,
     load_digits,
     load_images,
+    load_robot,
     load_toy,
     load_vectors,
+    write_lerobot,
 )
 from .models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
@@ -43,6 +46,7 @@ __all__ = [
     "PairsConfig",
     "ReconstructionObjective",
     "ReplayObjective",
+    "RobotConfig",
     "Run",
     "ToyConfig",
     "TrainConfig",
@@ -54,6 +58,8 @@ __all__ = [
     "load_config",
     "load_digits",
     "load_images",
+    "load_robot",
     "load_toy",
     "load_vectors",
+    "write_lerobot",
 ]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import SMALL_RUN, kind_of, pretrained
+from tiny_policies import pusht_policy
 
-from hf_flowft import Callback, FlowPipeline, Run, load_config
+from hf_flowft import Callback, FlowPipeline, FlowPolicyPipeline, Run, load_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -17,6 +18,7 @@ SMALLER = {
     "digits": ["--data.train_size=20"],
     "images": ["--data.train_size=20", "--data.resolution=8"],
     "vectors": ["--data.train_size=20"],
+    "robot": ["--eval.episodes=1", "--eval.num_repeats=1", "--eval.report_num_steps=[1]"],
     "mlp": ["--model.hidden_dim=16", "--model.num_layers=1"],
     "unet2d": ["--model.channels=[8,8]", "--model.layers_per_block=1", "--model.norm_groups=4"],
     "viscosity": ["--model.hidden_dim=8"],
@@ -27,10 +29,11 @@ SMALLER = {
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """A pretrained pipeline for each kind of data, saved once."""
+    """A pretrained pipeline for each kind of data, saved once, and demonstrations for policies."""
     folder = tmp_path_factory.mktemp("bases")
     for kind in ("toy", "digits"):
         pretrained(kind).save_pretrained(folder / kind)
+    pusht_policy(folder / "demonstrations").save_pretrained(folder / "robot")
     return folder
 
 
@@ -66,6 +69,9 @@ def test_it_trains_and_writes_everything(path, bases, tmp_path):
     smaller = [word for name in names(config) for word in SMALLER.get(name, [])]
     if getattr(config.model, "path", ""):
         smaller.append(f"--model.path={bases / kind_of(config)}")
+    if kind_of(config) == "robot":
+        pytest.importorskip("gym_pusht", reason="the simulators of hf_flowft[policy] are not installed")
+        smaller.append(f"--data.path={bases / 'demonstrations'}")
     folder = tmp_path / "run"
     config = load_config(path, [*SMALL_RUN, *smaller, f"--output_dir={folder}"])
     watch = Watch()
@@ -111,7 +117,11 @@ def check_run_folder(folder, config):
     assert results["selection"]["verdict"] in card
     pipeline = FlowPipeline.from_pretrained(folder / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
-    given = {key: value[:2] for key, value in pipeline.conditions.items()} or {"batch_size": 2}
-    samples = pipeline(**given, num_inference_steps=1, output_type="pt").samples
+    if isinstance(pipeline, FlowPolicyPipeline):
+        known = pipeline.description["observation_normalisation"].items()
+        samples = torch.tensor(pipeline({k: torch.zeros(2, 2, len(v["mean"])) for k, v in known}).chunk)
+    else:
+        given = {key: value[:2] for key, value in pipeline.conditions.items()} or {"batch_size": 2}
+        samples = pipeline(**given, num_inference_steps=1, output_type="pt").samples
     assert samples.shape == (2, *results["data"]["event_shape"])
     assert samples.isfinite().all()

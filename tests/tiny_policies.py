@@ -1,11 +1,22 @@
 """Small networks of action chunks for every kind of observation, and small data for them."""
 
+import numpy as np
 import torch
 from datasets import Dataset
+from tiny import network
 from torch import nn
 
-from hf_flowft import ActionTransformer, ConditionalUNet1D
+from hf_flowft import (
+    ActionTransformer,
+    ConditionalUNet1D,
+    FlowODEScheduler,
+    FlowPolicyPipeline,
+    RobotConfig,
+    load_robot,
+    write_lerobot,
+)
 from hf_flowft.data import FlowData
+from hf_flowft.pipelines import describe_data
 
 SMALL = {
     ConditionalUNet1D: {"channels": [8, 16], "groups": 4, "embedding_dim": 8},
@@ -74,3 +85,17 @@ def _picture(end: torch.Tensor) -> torch.Tensor:
     x, y = (16 + 12 * end).long().tolist()
     picture[:, :, y - 2 : y + 3, x - 2 : x + 3] = 255
     return picture
+
+
+def pusht_policy(folder) -> FlowPolicyPipeline:
+    """An untrained policy of Push-T, and in `folder` the demonstrations (of random numbers) it stands to be trained on."""
+    random = np.random.default_rng(0)
+    shapes = {"observation.state": 2, "observation.environment_state": 16, "action": 2}
+    episodes = [
+        {key: random.uniform(0, 512, (20, size)).astype(np.float32) for key, size in shapes.items()} for _ in range(20)
+    ]
+    write_lerobot(folder, episodes, fps=10, task="push")
+    data = load_robot(RobotConfig(path=str(folder)))
+    conditions = data.rows("train").condition
+    model = network(data, condition_dim=conditions["condition"].shape[1])
+    return FlowPolicyPipeline(model, FlowODEScheduler(), describe_data(data, "independent"), conditions)

@@ -48,7 +48,9 @@ def pipeline_card(name: str, model: str, description: dict[str, Any], source: st
     parts = {
         "title": s.title_section(name),
         "summary": f"A flow-matching model (`{model}`) that {what}.{trained}\n\nNothing was measured for this card.",
-        "use": s.usage(source, [conditions, "samples = pipeline(batch_size=4, **conditions).samples"]),
+        "use": s.policy_usage(source, description, 16)
+        if "policy" in description
+        else s.usage(source, [conditions, "samples = pipeline(batch_size=4, **conditions).samples"]),
     }
     return assemble(common(licence, shape), parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def pictures_section(results: dict[str, Any]) -> str:
 
 
 def use_section(results: dict[str, Any], source: str) -> str:
-    """Code that loads the pipeline and draws samples."""
+    """Code that loads the pipeline and draws samples, or decides."""
+    if "policy" in results["data"]:
+        return policy_usage(source, results["data"], max(results["selection"]["num_steps"]))
     given = ", batch_size=4"
     if results["conditions"] == ["class_labels"]:
         given = f", class_labels={results['labels'][:4]}"
@@ -103,9 +106,34 @@ def use_section(results: dict[str, Any], source: str) -> str:
     return usage(source, [f"samples = pipeline(num_inference_steps={steps}{given}).samples"])
 
 
-def usage(source: str, lines: list[str]) -> str:
+def policy_usage(source: str, description: dict[str, Any], steps: int) -> str:
+    """Code that loads a policy and decides.  Args: `description`: with `policy` and `observation_normalisation`."""
+    policy, known = description["policy"], description["observation_normalisation"]
+    horizon = policy["observation_horizon"]
+    size = policy["image_size"] or ["HEIGHT", "WIDTH"]
+    shapes = {key: (horizon, len(known[key]["mean"])) for key in policy["state_keys"]}
+    seen = [f'    "{key}": np.zeros({shape}),' for key, shape in shapes.items()]
+    seen += [
+        f'    "{key}": np.zeros(({horizon}, {size[0]}, {size[1]}, 3), dtype=np.uint8),'
+        for key in policy["cameras"].values()
+    ]
+    task = "0, " if policy["num_tasks"] else ""
+    return usage(
+        source,
+        [
+            f"observation = {{  # raw values of the last {horizon} steps, the oldest first",
+            *seen,
+            "}",
+            f"actions = pipeline(observation, {task}num_inference_steps={steps}).actions  # (1, {policy['action_horizon']}, action_dim)",
+        ],
+        "FlowPolicyPipeline",
+        ["import numpy as np", ""],
+    )
+
+
+def usage(source: str, lines: list[str], kind: str = "FlowPipeline", imports: Sequence[str] = ()) -> str:
     """A section of code."""
-    code = ["from hf_flowft import FlowPipeline", "", f'pipeline = FlowPipeline.from_pretrained("{source}")', *lines]
+    code = [*imports, f"from hf_flowft import {kind}", "", f'pipeline = {kind}.from_pretrained("{source}")', *lines]
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```"
 
 

@@ -182,7 +182,9 @@ class ShiftRuns:
             data,
             method.objective(self._context(method, data, reference, run.seed)),
             self._train_config(method, setting, run.rate),
-            EvalConfig("energy", sizes.every, num_repeats=-(-256 // setting.train_size), max_samples=sizes.num_samples),
+            EvalConfig(
+                "energy", every=sizes.every, num_repeats=-(-256 // setting.train_size), max_samples=sizes.num_samples
+            ),
             seed=run.seed,
             callbacks=callbacks,
         )

@@ -70,7 +70,7 @@ class Evaluator:
     """Scores velocities on one data set, always with the same noise.
 
     Args: `data`; `config`; `seed`: of the noise; `shift`: of the sampler's grid; `features`: (n, *event) -> (n, k), for `frechet`; `metric`: a
-    user's own metric instead of the named ones.
+    user's own metric instead of the named ones; `rollouts`: (velocity, split, num_steps, repeat) -> one minus the reward, for policies.
     """
 
     def __init__(
@@ -81,7 +81,9 @@ class Evaluator:
         shift: float = 1.0,
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
+        rollouts: Callable[[Velocity, str, int, int], float] | None = None,
     ):
+        self.rollouts = rollouts
         self.data, self.config, self.seed, self.shift, self.features, self.user_metric = (
             data,
             config,
@@ -91,6 +93,8 @@ class Evaluator:
             metric,
         )
         self.metric_name = getattr(metric, "__name__", "metric") if metric is not None else self._choose()
+        if rollouts is not None:
+            self.metric_name = "reward_shortfall"
         if self.metric_name == "frechet" and features is None:
             raise ValueError(
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
@@ -145,6 +149,8 @@ class Evaluator:
 
     def distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
         """The metric of one repeat on a split at a number of steps."""
+        if self.rollouts is not None:
+            return self.rollouts(velocity, split, num_steps, repeat)
         held_out = self.held_out(split)
         if self.metric_name == "held_out_loss":
             return self._held_out_loss(velocity, held_out, repeat)

@@ -19,7 +19,7 @@ from ..models import ViscousFlowModel
 from ..models.bases import label_rows
 from ..objectives import Objective, ObjectiveContext, ReconstructionConfig, ReconstructionObjective
 from ..pairs import PairBuilder
-from ..pipelines import MAX_CONDITIONS, FlowPipeline, describe_data
+from ..pipelines import MAX_CONDITIONS, FlowPipeline, describe_data, make_pipeline
 from ..randomness import keyed_generator
 from ..results import RESULTS_VERSION, changes, environment, public_name, read_results, write_json
 from ..sampling import draw_rows
@@ -31,6 +31,7 @@ from .folder import check_folder, write_config
 from .models import Trainee, ViscosityConfig
 from .pictures import SamplePictures, run_figures
 from .publishing import Publisher
+from .rollouts import Rollouts
 from .step import NonFiniteLossError
 from .trainer import FlowTrainer, TrainResult
 
@@ -76,6 +77,9 @@ class Run:
             null_condition=self.null_condition,
             callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed), self.publisher),
             identity=config.as_dict(),
+            rollouts=Rollouts(config.eval, self._pipeline, self.shift, config.seed)
+            if config.eval.environment
+            else None,
         )
         if self.trainer.accelerator.is_main_process:
             write_config(self.folder, config)
@@ -183,7 +187,7 @@ class Run:
     def _pipeline(self, model: ModelMixin, changed: bool = True) -> FlowPipeline:
         """A model of this run with what is known of it; a base that nothing beat keeps its own description and conditions."""
         if self.base is not None and not changed:
-            return FlowPipeline(model, self.trainee.scheduler, self.base.description, self.base.conditions)
+            return make_pipeline(model, self.trainee.scheduler, self.base.description, self.base.conditions)
         description = describe_data(self.data, self.coupling)
         known = self.base.description if self.base is not None else {}
         if self.config.train.condition_dropout or "null_condition" in known:
@@ -191,7 +195,7 @@ class Run:
         if "value_range" in known:
             description["value_range"] = known["value_range"]
         conditions = draw_rows(self._all_conditions(), MAX_CONDITIONS, keyed_generator(self.config.seed, "kept"))
-        return FlowPipeline(model, self.trainee.scheduler, description, conditions)
+        return make_pipeline(model, self.trainee.scheduler, description, conditions)
 
     def _models(self, result: TrainResult) -> dict[str, Velocity]:
         """The fields that are compared: the base, where there is one, and the result."""

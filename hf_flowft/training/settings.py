@@ -100,6 +100,11 @@ class EvalConfig:
     """What selects the model, on the validation split. energy: energy distance of samples to held-out data, within labels where there are labels;
     frechet: Frechet distance on the features handed to the trainer; held_out_loss: flow-matching loss at fixed noise and times. auto: frechet where
     features are given, energy for vectors and images of up to 256 numbers, held_out_loss otherwise."""
+    environment: str = ""
+    """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
+    reached reward, from validation starts, and from test starts in the report. Reconstruction and loss are no proxies for control."""
+    episodes: int = 25
+    """Rollouts of one repeat."""
     every: int = 100
     """Steps between evaluations."""
     solver: str = "euler"
@@ -125,7 +130,7 @@ class EvalConfig:
         for key in ("select_num_steps", "report_num_steps"):
             if not getattr(self, key) or min(getattr(self, key)) < 1:
                 raise ValueError(f"eval.{key} must name numbers of steps >= 1, got {getattr(self, key)}.")
-        for key in ("every", "num_repeats", "max_samples", "batch_size"):
+        for key in ("every", "num_repeats", "max_samples", "batch_size", "episodes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"eval.{key} must be at least 1, got {getattr(self, key)}.")
         for key in ("min_delta", "patience"):

@@ -45,7 +45,7 @@ class FlowTrainer:
         seed: of batch order, noise, times and evaluation noise; shift: of the sampler's grid.
         rows: where training batches come from instead of the training split, e.g. `BankRows` of pairs.
         null_condition: null values for `condition_dropout`.
-        features, metric: for the evaluation, see `Evaluator`.
+        features, metric, rollouts: for the evaluation, see `Evaluator`.
         callbacks: objects that watch the run; identity: the resolved settings of the run, kept in checkpoints so that resuming under others is refused.
     """
 
@@ -64,6 +64,7 @@ class FlowTrainer:
         null_condition: dict[str, float] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
+        rollouts: Callable[[Velocity, str, int, int], float] | None = None,
         callbacks: Sequence[Callback] = (),
         identity: dict[str, Any] | None = None,
     ):
@@ -77,7 +78,7 @@ class FlowTrainer:
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
         drop = train.condition_dropout
         self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
-        self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric)
+        self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric, rollouts)
         self.selection = Selection(evaluation)
         self.step, self.history = 0, list[dict[str, float]]()
         self.seconds_before, self.started = 0.0, time.perf_counter()

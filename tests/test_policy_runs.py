@@ -1,0 +1,107 @@
+"""A policy through the whole house: judged by rollouts, returned as a policy, with a card whose code decides."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from tiny import SMALL_RUN
+from tiny_policies import pusht_policy
+
+from hf_flowft import EvalConfig, FlowODEScheduler, FlowPipeline, FlowPolicyPipeline, Run, Velocity, load_config
+from hf_flowft.studies import policy as study
+from hf_flowft.training.rollouts import Rollouts
+
+pytest.importorskip("gym_pusht", reason="the simulators of hf_flowft[policy] are not installed")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Demonstrations and a base."""
+    folder = tmp_path_factory.mktemp("policy")
+    pusht_policy(folder / "demonstrations").save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A fine-tune for two steps that is judged by two rollouts."""
+    choice = {"data": {"name": "robot"}, "model": {"name": "pretrained"}, "objective": {"name": "mle"}}
+    words = [f"--data.path={place / 'demonstrations'}", f"--model.path={place / 'base'}", "--pairs.name=self"]
+    words += ["--pairs.num_pairs=16", "--pairs.num_steps=2", "--eval.environment=pusht", "--eval.episodes=1"]
+    words += [f"--output_dir={place / 'run'}", "--eval.report_num_steps=[1]", "--eval.select_num_steps=[1]"]
+    Run(load_config(None, [*SMALL_RUN, *words], choice), progress=False).execute()
+    return place / "run"
+
+
+def test_it_is_judged_by_what_it_reaches(run):
+    """Base and result have the shortfall of the reward, from test starts; the selection was on validation starts."""
+    results = json.loads((run / "results.json").read_text())
+    assert results["selection"]["metric"] == "reward_shortfall"
+    for column in ("base", "result"):
+        entry = results["metrics"][column]["target/reward_shortfall@1"]
+        assert 0 <= entry["value"] <= 1
+        assert len(entry["values"]) == 2
+
+
+def test_it_comes_back_as_a_policy(run):
+    pipeline = FlowPipeline.from_pretrained(run / "pipeline")
+    assert type(pipeline) is FlowPolicyPipeline
+    assert pipeline.policy["state_keys"] == ["observation.state", "observation.environment_state"]
+
+
+def test_its_card_decides(run, monkeypatch):
+    """The code on the card loads the policy and gives actions for now."""
+    (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(run)
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["actions"].shape == (1, 8, 2)
+
+
+def test_rollouts_are_those_of_the_policy(place):
+    """One minus the mean of the rewards of as many starts, other ones for each repeat and split; the same again the same."""
+    base = FlowPolicyPipeline.from_pretrained(place / "base")
+
+    def make(model):
+        return FlowPolicyPipeline(model, FlowODEScheduler(), base.description)
+
+    judge = Rollouts(EvalConfig(environment="pusht", episodes=1), make)
+    velocity = Velocity(base.model)
+    values = [judge(velocity, split, 1, repeat) for split in ("validation", "test") for repeat in range(2)]
+    assert all(0 <= value <= 1 for value in values)
+    assert len(set(values)) > 1
+    assert judge(velocity, "test", 1, 1) == values[-1]
+    with pytest.raises(ValueError, match="not the split 'base_test'"):
+        judge(velocity, "base_test", 1, 0)
+    plain = Rollouts(EvalConfig(environment="pusht", episodes=1), lambda model: FlowPipeline(model, FlowODEScheduler()))
+    with pytest.raises(ValueError, match="needs a policy"):
+        plain(velocity, "test", 1, 0)
+
+
+def test_means_over_seeds_are_those_of_numpy():
+    """Over several seeds the error is that of their mean; of a single one, that of its episodes."""
+    entries = [{"1": {"max_reward": {"value": v, "stderr": 0.5}}} for v in (0.2, 0.4, 0.9)]
+    mean, error = study.over_seeds(entries, 1, "max_reward")
+    assert mean == pytest.approx(0.5)
+    assert error == pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3))
+    assert study.over_seeds(entries[:1], 1, "max_reward") == (0.2, 0.5)
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_is_reused(place, monkeypatch):
+    """The small version leaves its table and reuses every cell."""
+    monkeypatch.setattr(study, "FINE_TUNES", {"MLE, self, random N": "pusht_few_steps"})
+    monkeypatch.setattr(study, "STEPS", (1,))
+    folder = place / "study"
+    study.main(folder, quick=True, data=str(place / "demonstrations"))
+    first = (folder / "policy.md").read_text()
+    assert "| base " in first
+    assert "MLE, self, random N" in first
+    monkeypatch.setattr(study, "rollout", None)
+    study.main(folder, quick=True, data=str(place / "demonstrations"))
+    assert (folder / "policy.md").read_text() == first
+    assert torch.is_tensor(
+        FlowPipeline.from_pretrained(folder / "pusht_few_steps-0" / "pipeline").conditions["condition"]
+    )
