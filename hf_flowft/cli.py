@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .cli_policy import add_policy_verbs
+
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {"objective": {"name": "fm"}},
     "gft": {"objective": {"name": "gft"}},
@@ -65,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", default="samples.png", help=".png for images, .npy for anything")
     _sharing_verbs(verbs)
+    add_policy_verbs(verbs, _verb)
     study = _verb(verbs, "study", "run a study and write its tables and figures", _study)
     study.add_argument("name", choices=STUDIES)
     study.add_argument("--out", help="folder of the study; default runs/NAME")

@@ -10,6 +10,8 @@ from tiny import SMALL_RUN
 from tiny_policies import pusht_policy
 
 from hf_flowft import EvalConfig, FlowODEScheduler, FlowPipeline, FlowPolicyPipeline, Run, Velocity, load_config
+from hf_flowft.cli import main
+from hf_flowft.data import RobotConfig, load_robot
 from hf_flowft.studies import policy as study
 from hf_flowft.training.rollouts import Rollouts
 
@@ -105,3 +107,38 @@ def test_the_study_runs_and_is_reused(place, monkeypatch):
     assert torch.is_tensor(
         FlowPipeline.from_pretrained(folder / "pusht_few_steps-0" / "pipeline").conditions["condition"]
     )
+
+
+# The console
+
+
+@pytest.mark.slow
+def test_demonstrate_and_roll_out(place, tmp_path, capsys):
+    """Planned demonstrations are a data set that loads; a rollout prints its table, and leaves numbers and videos of two episodes."""
+    assert main(["demonstrate", "pusht", "--episodes", "3", "--out", str(tmp_path / "planned")]) == 0
+    assert "3 demonstrations, of " in capsys.readouterr().out
+    data = load_robot(RobotConfig(path=str(tmp_path / "planned"), validation=0.34, test=0.34))
+    assert data.facts["episodes"] == {"train": 1, "validation": 1, "test": 1}
+    words = ["--env", "pusht", "--episodes", "2", "--steps", "1", "--noise", "gaussian:0.02"]
+    words += ["--video", str(tmp_path / "videos"), "--out", str(tmp_path / "numbers.json")]
+    assert main(["rollout", str(place / "base"), *words]) == 0
+    assert "max_reward" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["metrics"]["success"]["count"] == 2
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == ["bad.gif", "good.gif"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rollout", "BASE", "--env", "push"], "pusht"),
+        (["rollout", "BASE", "--env", "pusht", "--noise", "gauss:1"], "gaussian"),
+        (["demonstrate", "kitchen", "--out", "x"], "expert"),
+        (["demonstrate", "pusht", "--out", "BASE"], "is there already"),
+    ],
+)
+def test_what_cannot_be_done_is_told(place, capsys, words, message):
+    """Exit code 2 and one line."""
+    assert main([str(place / "base") if word == "BASE" else word for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error[error.index("hf-flowft: error: ") :]

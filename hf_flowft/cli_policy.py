@@ -1,0 +1,82 @@
+"""The verbs of policies: demonstrate ENV, rollout PIPELINE."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add them to the console command."""
+    demonstrate = verb(verbs, "demonstrate", "plan demonstrations in a simulator, as a LeRobotDataset", _demonstrate)
+    demonstrate.add_argument("environment", help="pusht, pusht-pixels or metaworld/TASK")
+    demonstrate.add_argument("--episodes", type=int, default=200, help="successful ones")
+    demonstrate.add_argument("--noise", type=float, default=0.0, help="on the actions, in halves of their range")
+    demonstrate.add_argument("--out", required=True, help="a new folder")
+    rollout = verb(verbs, "rollout", "run a policy in a simulator", _rollout)
+    rollout.add_argument("pipeline", help="a policy: a pipeline folder, or a repository on the Hub")
+    rollout.add_argument("--env", required=True, help="pusht, pusht-pixels, kitchen or metaworld/TASK")
+    rollout.add_argument("--episodes", type=int, default=100, help="test starts, the same for every policy")
+    rollout.add_argument("--steps", type=int, default=16, help="solver steps of a decision")
+    rollout.add_argument("--task", type=int, help="the task's number, for a policy of several")
+    rollout.add_argument("--noise", default="", help="corruptions such as gaussian:0.02+delay:2")
+    rollout.add_argument("--processes", type=int, default=1, help="processes for the simulators")
+    rollout.add_argument("--seed", type=int, default=0)
+    rollout.add_argument("--video", help="a folder for a good and a bad episode")
+    rollout.add_argument("--out", help="write the numbers to this JSON file")
+
+
+def _demonstrate(options: argparse.Namespace, settings: list[str]) -> None:
+    from .data.robot import write_lerobot
+    from .environments.demonstrations import demonstrate
+    from .environments.known import make_environment
+
+    if Path(options.out).exists():
+        raise ValueError(f"{options.out} is there already: choose another --out, or remove it.")
+    environment = make_environment(options.environment)
+    attempts = demonstrate(options.environment, options.episodes, noise=options.noise)
+    episodes = (episode.arrays for episode in attempts.episodes)
+    write_lerobot(options.out, episodes, fps=environment.fps, task=options.environment)
+    environment.close()
+    print(f"{options.episodes} demonstrations, of {attempts.attempts} attempts, written to {options.out}.")
+
+
+def _rollout(options: argparse.Namespace, settings: list[str]) -> None:
+    from .environments.base import initial_seeds
+    from .environments.rollout import rollout
+    from .environments.videos import write_video
+    from .pipelines import FlowPolicyPipeline
+    from .results import environment, public_name, write_json
+    from .tables import metrics_table
+
+    pipeline = FlowPolicyPipeline.from_pretrained(options.pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    seeds = initial_seeds("test", options.episodes)
+    common: dict[str, Any] = {
+        "observation_horizon": pipeline.observation_horizon,
+        "action_horizon": pipeline.action_horizon,
+        "corruption": options.noise,
+        "normalisation": pipeline.description["observation_normalisation"],
+        "num_processes": options.processes,
+        "seed": options.seed,
+    }
+    policy = pipeline.as_policy(options.task, num_inference_steps=options.steps)
+    result = rollout(policy, options.env, seeds, **common)
+    metrics = result.summary()
+    print(metrics_table({public_name(options.pipeline): metrics}))
+    if options.out:
+        facts = {"environment": options.env, "noise": options.noise, "steps": options.steps, "seed": options.seed}
+        write_json(Path(options.out), {**facts, "metrics": metrics, "versions": environment()})
+    if options.video:
+        chosen = {"good": int(result.max_reward.argmax()), "bad": int(result.max_reward.argmin())}
+        shown = rollout(
+            policy,
+            options.env,
+            [seeds[i] for i in dict.fromkeys(chosen.values())],
+            record=range(len(set(chosen.values()))),
+            **common,
+        )
+        for name, frames in zip(chosen, shown.frames.values(), strict=False):
+            print(write_video(frames, Path(options.video) / f"{name}.gif", fps=pipeline.policy["fps"]))
