@@ -56,7 +56,9 @@ def test_commands_run(place):
     commands = [code for kind, language, code in BLOCKS if (kind, language) == ("run", "bash")]
     for line in "".join(commands).strip().splitlines():
         few = f" {FEW}" if "--config" in line and "evaluate" not in line else ""
-        small = " --pairs.num_pairs=64" if "finetune_mle" in line else ""
+        small = " --pairs.num_pairs=64" if "finetune_mle" in line or "few_steps.yaml" in line else ""
+        small += " --eval.episodes=1 --pairs.num_steps=2" if "pusht" in line and "--config" in line else ""
+        line = line.replace("--episodes 200", "--episodes 12").replace("--episodes 100", "--episodes 2")
         run((line + few + small).split(), place)
 
 
