@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import ModelMixin, UNet2DModel
 
 from .mlp import VelocityMLP
+from .options import check_known, check_options
 from .transformer1d import ActionTransformer
 from .unet1d import ConditionalUNet1D
 
@@ -18,14 +19,12 @@ BASES = {cls.__name__: cls for cls in (VelocityMLP, UNet2DModel, ConditionalUNet
 def build_base(config: Mapping[str, Any]) -> ModelMixin:
     """A base network with fresh weights from its config, whose `_class_name` must be a key of BASES.
 
-    Raises: ValueError naming the class and the accepted ones, or the class and the options it does not have.
+    Raises: ValueError naming the class and the accepted ones, or the class and the options it does not have or that are of another type.
     """
     model_class = BASES[_known(config)]
-    options = {key: value for key, value in config.items() if not key.startswith("_")}
-    _, unused, _ = model_class.extract_init_dict(options)
-    if unused:
-        raise ValueError(f"{model_class.__name__} has no option {sorted(unused)}; correct the config of the base.")
-    return model_class(**options)
+    check_options(model_class, config)
+    check_known(model_class, config)
+    return model_class(**{key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def base_config(model: ModelMixin) -> dict[str, Any]:
@@ -58,8 +57,8 @@ def label_rows(model: ModelMixin) -> int:
 
 
 def _known(config: Mapping[str, Any]) -> str:
-    name = config.get("_class_name")
-    if name not in BASES:
+    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or name not in BASES:
         accepted = ", ".join(BASES)
         raise ValueError(
             f"a base of class {name!r} is not accepted; its config must name one of {accepted} as '_class_name'."

@@ -13,12 +13,12 @@ import torch
 from diffusers import ModelMixin
 from safetensors.torch import save_file
 
-from ..repository import WEIGHTS_FILE, load_tensors, read_json, resolve_folder
+from ..repository import WEIGHTS_FILE, load_tensors, read_json, resolve_folder, shown, weight_files
 from .bases import BASES, base_config
 from .saved import HUB_OPTIONS, SafeModelMixin, check_weights, load_model, weights_digest
 
 BASE_FILE = "base.json"
-PATTERNS = {"repository": r"[\w.-]+/[\w.-]+", "revision": r"[0-9a-f]{40}", "digest": r"[0-9a-f]{64}"}
+PATTERNS = {"repository": r"\w[\w.-]*/\w[\w.-]*", "revision": r"[0-9a-f]{40}", "digest": r"[0-9a-f]{64}"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class BaseReference:
         """Raises: ValueError when the file does not hold a repository, a commit and a digest."""
         content = read_json(folder / BASE_FILE)
         for key, pattern in PATTERNS.items():
-            if not re.fullmatch(pattern, str(content.get(key))):
-                raise ValueError(f"{folder / BASE_FILE} must give {key} as {pattern}, got {content.get(key)!r}.")
+            value = content.get(key)
+            if not (isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII)):
+                raise ValueError(f"{folder / BASE_FILE} must give {key} as {pattern}, got {shown(value)}.")
         return cls(**{key: content[key] for key in PATTERNS})
 
     def load(self, config: Mapping[str, Any], **hub: Any) -> ModelMixin:
@@ -96,12 +97,12 @@ class ResidualMixin(SafeModelMixin):
 
     @classmethod
     def _with_base(cls, folder: Path, hub: dict[str, Any], dtype: torch.dtype | None) -> Any:
-        check_weights(cls, folder, elsewhere="base_model.")
-        config = cls.load_config(folder)
+        config = check_weights(cls, folder, elsewhere="base_model.")
         hub = {key: value for key, value in hub.items() if key != "revision"}
         base = BaseReference.read(folder).load(config["base"], **hub)
         model = cls.from_config(config)
         model.base_model = base
-        model.load_state_dict(load_tensors(folder / WEIGHTS_FILE), strict=False)
+        for path in weight_files(folder):
+            model.load_state_dict(load_tensors(path), strict=False)
         model.freeze_base()
         return model.to(dtype).eval() if dtype is not None else model.eval()

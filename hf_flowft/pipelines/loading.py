@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 
+from ..conventions import NUM_TRAIN_TIMESTEPS
 from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
+from ..models.options import check_options
 from ..models.saved import load_model
-from ..repository import read_json
+from ..repository import one_line, read_json, shown
 from ..schedulers import FlowODEScheduler, FlowSDEScheduler
 
 OWN_CLASSES = {
@@ -30,6 +34,10 @@ KNOWN_CLASSES = OWN_CLASSES | {
     )
 }
 """The components a saved pipeline may name."""
+KINDS = {"model": diffusers.ModelMixin, "scheduler": diffusers.SchedulerMixin}
+"""What each component must be."""
+MAX_NUMBER = 100_000
+TRIAL_STEPS = 4
 INDEX_FILE = "model_index.json"
 STUB = "hf_flowft_stub"
 STUB_TEXT = '''"""Lets diffusers load this repository (trust_remote_code=True) where hf_flowft is installed; hf_flowft itself never runs it."""
@@ -84,12 +92,14 @@ def load_component(
     Raises: ValueError for classes that are not known, naming the known ones, and for folders without safe weights.
     """
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)):
-        raise ValueError(f"component {name!r} of {folder} is not described as [library, class]: {entry!r}.")
+        raise ValueError(f"component {name!r} of {folder} is not described as [library, class]: {shown(entry)}.")
     if entry[1] not in KNOWN_CLASSES:
         raise ValueError(
-            f"component {name!r} of {folder} is a {entry[1]!r}, which is not loaded here; known are {', '.join(KNOWN_CLASSES)}."
+            f"component {name!r} of {folder} is a {shown(entry[1])}, which is not loaded here; known are {', '.join(KNOWN_CLASSES)}."
         )
     cls = KNOWN_CLASSES[entry[1]]
+    if not issubclass(cls, KINDS[name]):
+        raise ValueError(f"component {name!r} of {folder} is a {entry[1]}, which is no {name}.")
     if not (folder / name).is_dir():
         raise ValueError(f"{folder} is incomplete: it has no folder {name!r} for its {entry[1]}.")
     if issubclass(cls, diffusers.ModelMixin):
@@ -99,10 +109,44 @@ def load_component(
 
 def _load_scheduler(cls: Any, folder: Path) -> Any:
     try:
-        read_json(folder / "scheduler_config.json")
-        scheduler = cls.from_pretrained(str(folder))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"cannot load the {cls.__name__} in {folder}: {reason}") from error
+        config = read_json(folder / "scheduler_config.json")
+        check_options(cls, config)
+        _check_numbers(config)
+        scheduler = cls.from_config(config)
+    except Exception as error:  # whatever a scheduler makes of a stranger's options
+        raise ValueError(f"cannot load the {cls.__name__} in {folder}: {one_line(error, 400)}") from error
     scheduler.register_to_config(_name_or_path="")
     return scheduler
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    """Raises: ValueError for numbers out of proportion, of which a scheduler would make lists."""
+    steps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
+    if steps != NUM_TRAIN_TIMESTEPS:
+        raise ValueError(
+            f"num_train_timesteps must be {NUM_TRAIN_TIMESTEPS}, as for every flow here, got {shown(steps)}."
+        )
+    for key, value in config.items():
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
+            raise ValueError(f"its config gives {key} as {shown(value)}; at most {MAX_NUMBER} is accepted.")
+    for key in ("shift", "flow_shift"):
+        if not 0 < config.get(key, 1) < math.inf:
+            raise ValueError(f"{key} must be a number > 0, got {config[key]}.")
+
+
+def try_out(scheduler: Any, event_shape: tuple[int, ...]) -> None:
+    """Take a few steps of a copy of a scheduler on a sample of zeros, so that options that cannot be run are known on loading.
+
+    With dynamic shifting the grid depends on a number that only the caller has: nothing is tried.  Raises: ValueError.
+    """
+    if scheduler.config.get("use_dynamic_shifting"):
+        return
+    copy, x, options = type(scheduler).from_config(scheduler.config), torch.zeros(1, *event_shape), {}
+    if "generator" in inspect.signature(copy.step).parameters:
+        options["generator"] = torch.Generator()
+    try:
+        copy.set_timesteps(TRIAL_STEPS)
+        for timestep in copy.timesteps:
+            x = copy.step(torch.zeros_like(x), timestep, x, **options, return_dict=False)[0]
+    except Exception as error:  # whatever a scheduler makes of a stranger's options
+        raise ValueError(f"the {type(scheduler).__name__} cannot take a step: {one_line(error, 300)}") from error

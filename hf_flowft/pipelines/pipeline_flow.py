@@ -52,7 +52,7 @@ class FlowPipeline(SavedPipeline):
         self.conditions = {key: value[:MAX_CONDITIONS].clone() for key, value in (conditions or {}).items()}
 
     @classmethod
-    def kinds(cls) -> dict[str, type]:
+    def kinds(cls) -> dict[str, type[SavedPipeline]]:
         """Itself, and policies, which are flow pipelines too."""
         from .pipeline_flow_policy import FlowPolicyPipeline  # which is built on this class
 

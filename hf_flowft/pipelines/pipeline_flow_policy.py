@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data import Normalisation
 from ..models import ViscousFlowModel
+from .output import POLICY_FACTS
 from .pipeline_flow import FlowPipeline
 from .receding import RecedingHorizon
 
@@ -46,6 +47,8 @@ class FlowPolicyPipeline(FlowPipeline):
 
     and `description["observation_normalisation"]` = {key: {mean, std}} how states are scaled. `act` runs it step by step.
     """
+
+    needed_facts = POLICY_FACTS
 
     @property
     def policy(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..hub import push_pipeline
 from ..models import BaseReference
-from ..repository import load_tensors, resolve_folder
-from .loading import load_component, pipeline_class_name, read_index, write_stub
+from ..repository import resolve_folder, shown
+from .description import check_agreement, check_description, load_conditions
+from .loading import load_component, pipeline_class_name, read_index, try_out, write_stub
 
 CONDITIONS_FILE = "conditions.safetensors"
 
@@ -22,9 +23,11 @@ class SavedPipeline(DiffusionPipeline):
     """A pipeline of a `model` and a `scheduler`, with a `description` in its index and the `conditions` it was trained under beside it."""
 
     conditions: dict[str, Tensor]
+    needed_facts: tuple[str, ...] = ()
+    """What the description of this kind must hold."""
 
     @classmethod
-    def kinds(cls) -> dict[str, type]:
+    def kinds(cls) -> dict[str, type[SavedPipeline]]:
         """The classes `from_pretrained` may return, by the name in the index: this one, and those that are one."""
         return {cls.__name__: cls}
 
@@ -80,13 +83,16 @@ class SavedPipeline(DiffusionPipeline):
         name = pipeline_class_name(index)
         kind = cls.kinds().get(name) if isinstance(name, str) else None
         if kind is None:
-            raise ValueError(f"{folder} holds a {name!r}, not a {cls.__name__}.")
+            raise ValueError(f"{folder} holds a {shown(name)}, not a {cls.__name__}.")
         hub["local_files_only"] = local_files_only or Path(pretrained_model_name_or_path).is_dir()
-        for name in ("model", "scheduler"):
-            if name not in components:
-                components[name] = load_component(folder, name, index.get(name), dtype, hub)
-        pipeline = kind(
-            **components, description=index.get("description"), conditions=load_tensors(folder / CONDITIONS_FILE)
-        )
+        own = [name for name in ("model", "scheduler") if name not in components]
+        components |= {name: load_component(folder, name, index.get(name), dtype, hub) for name in own}
+        facts = check_description(index.get("description"), kind.needed_facts)
+        if "model" in own:
+            check_agreement(facts, components["model"])
+        conditions = load_conditions(folder / CONDITIONS_FILE, components["model"] if "model" in own else None)
+        pipeline = kind(**components, description=facts, conditions=conditions)
+        if len(own) == 2:
+            try_out(pipeline.scheduler, pipeline.event_shape)
         pipeline.model.eval()
         return pipeline

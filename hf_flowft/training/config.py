@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ..data import DATA
 from ..objectives import OBJECTIVES
 from ..pairs import PairsConfig
+from ..repository import MAX_YAML_BYTES, one_line, parse_yaml, shown
 from .models import MODELS
 from .settings import EvalConfig, TrainConfig
 
@@ -112,13 +113,14 @@ def load_config(
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping.  Raises: ValueError when the file is missing, is not YAML or not a mapping."""
     try:
-        text = Path(path).read_text()
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_YAML_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the config {path}: {error}.") from error
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(content).__name__}.")
     return content
@@ -131,16 +133,16 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     while remaining:
         word = remaining.pop(0)
         if not word.startswith("--") or len(word) < 3:
-            raise ValueError(f"expected an option such as --train.num_steps 100, got {word!r}.")
+            raise ValueError(f"expected an option such as --train.num_steps 100, got {shown(word)}.")
         key, equals, text = word[2:].partition("=")
         if not equals:
             if not remaining:
-                raise ValueError(f"the option --{key} needs a value.")
+                raise ValueError(f"the option --{_printed(key)} needs a value.")
             text = remaining.pop(0)
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"cannot read the value of --{key}: {text!r}.") from error
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"cannot read the value of --{_printed(key)}: {shown(text)}.") from error
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -172,9 +174,9 @@ def build_config(settings: dict[str, Any]) -> RunConfig:
     }
     output_dir, seed = settings.get("output_dir", "runs/run"), settings.get("seed", 0)
     if not isinstance(output_dir, str) or not output_dir:
-        raise ValueError(f"output_dir must be the name of a folder, got {output_dir!r}.")
+        raise ValueError(f"output_dir must be the name of a folder, got {shown(output_dir)}.")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
+        raise ValueError(f"seed must be a whole number >= 0, got {shown(seed)}.")
     return RunConfig(output_dir=output_dir, seed=seed, **sections)
 
 
@@ -182,13 +184,13 @@ def _typed(section: str, kinds: dict[str, type], values: Any) -> Any:
     values = _mapping(section, values)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in kinds:
-        raise ValueError(f"{section}.name must be one of {', '.join(kinds)}, got {name!r}.{_nearest(str(name), kinds)}")
+        raise ValueError(f"{section}.name must be one of {', '.join(kinds)}, got {shown(name)}.{_nearest(name, kinds)}")
     return _parse(section, kinds[name], values)
 
 
 def _mapping(section: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise ValueError(f"the section {section} must hold settings by name, got {values!r}.")
+        raise ValueError(f"the section {section} must hold settings by name, got {shown(values)}.")
     return dict(values)
 
 
@@ -197,9 +199,25 @@ def _parse(section: str, kind: type, values: dict[str, Any]) -> Any:
     _require_fields(section, kind, values)
     try:
         parser = section_parser(section, kind)
-        return parser.instantiate(parser.parse_object({section: values}))[section]
+        typed = parser.instantiate(parser.parse_object({section: values}))[section]
     except (argparse.ArgumentError, TypeError) as error:
         raise ValueError(f"bad value in the section {section}: {_readable(error)}") from error
+    except ValueError as error:  # of the dataclass itself, which shows the whole value
+        raise ValueError(one_line(error, 600)) from error
+    _require_numbers(section, asdict(typed))
+    return typed
+
+
+def _require_numbers(name: str, value: Any) -> None:
+    """No setting means anything by NaN, which every comparison lets pass."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _require_numbers(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _require_numbers(name, inner)
+    elif isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name} must be a number, got nan.")
 
 
 def section_parser(section: str, kind: type) -> ArgumentParser:
@@ -251,10 +269,14 @@ def _require_known(values: dict[str, Any], known: Sequence[str], prefix: str) ->
     for key in values:
         if key not in known:
             raise ValueError(
-                f"unknown setting {prefix}{key}.{_nearest(str(key), known)} Known here: {', '.join(known)}."
+                f"unknown setting {prefix}{_printed(key)}.{_nearest(key, known)} Known here: {', '.join(known)}."
             )
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def _printed(key: Any) -> str:
+    return key if isinstance(key, str) and key.isprintable() and len(key) < 80 else shown(key)
+
+
+def _nearest(word: Any, known: Any) -> str:
+    close = difflib.get_close_matches(str(word)[:80], list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
