@@ -7,11 +7,15 @@ from pathlib import Path
 
 import torch
 from test_resume_matrix import Killed, build, stop_at
+from torch.distributed.tensor import DTensor
+
+from hf_flowft.training.sharding import gather
 
 CASES = {
     "fm": ("fm", "ot", 1, "mlp", "warmup", "cosine", 0.0, 0),
     "gft": ("gft target", "ot within labels", 2, "mlp", "power", "constant", 0.2, 0),
     "replay": ("gft replay", "ot within labels", 1, "gav", "warmup", "alpha", 0.2, 0),
+    "blocks": ("gft target", "ot", 2, "blocks", "constant", "cosine", 0.0, 0),
     "self": ("mle self", "ot", 2, "mlp", "off", "cosine", 0.0, 0),
     "gav": ("mle ot_output", "independent", 1, "gav", "power", "constant", 0.0, 1),
 }
@@ -26,8 +30,15 @@ def run(folder, case, resume=""):
     """
     trainer, seen = build(case, folder, resume)
     trainer.train()
-    gradients = {name: p.grad.tolist() for name, p in trainer.trained.items()}
-    facts = {"seen": seen, "gradients": gradients, "processes": trainer.processes.count}
+    gradients = gather({name: p.grad for name, p in trainer.trained.items()}, trainer.whole.state_dict())
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in trainer.train_step.parameters()]
+    facts = {
+        "seen": seen,
+        "gradients": {name: gradient.tolist() for name, gradient in gradients.items()},
+        "processes": trainer.processes.count,
+        "held": sum(p.numel() for p in held),
+        "of": sum(p.numel() for p in trainer.whole.parameters()),
+    }
     (folder / f"rank-{trainer.processes.shard.rank}.json").write_text(json.dumps(facts))
     return trainer
 

@@ -1,4 +1,4 @@
-"""Two processes, or two micro-steps, are one process with the same effective batch."""
+"""Two processes, with the whole model on each or divided over them, and two micro-steps are one process with the same effective batch."""
 
 import json
 import os
@@ -16,9 +16,10 @@ from distributed_run import CASES, run
 from test_resume_matrix import STEPS, assert_same, final_state
 from tiny import pretrained
 
+from hf_flowft import FlowPipeline
 from hf_flowft.cli import main
 from hf_flowft.training.checkpoint import list_checkpoints
-from hf_flowft.training.processes import Processes, require_whole_models
+from hf_flowft.training.processes import Processes, refuse_engines
 from hf_flowft.training.settings import TrainConfig
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -63,17 +64,25 @@ def test_two_micro_steps_are_one_batch(tmp_path, name):
     assert_close(tmp_path / "1", tmp_path / "2")
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Every case by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    for name, case in CASES.items():
+        run(folder / name, case)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("launch", ["ddp", "fsdp"])
+def test_two_processes_are_one(tmp_path, one, launch):
     """One OT assignment over both, the same losses, gradients, weights, averages, scores; runs move between one process and two.
 
-    Launched by the shipped configuration for several GPUs, on the CPU.
+    Launched by the shipped configurations for several GPUs, on the CPU: with the whole model on each process, and with a part of every tensor.
     """
-    one, two = tmp_path / "one", tmp_path / "two"
-    for name, case in CASES.items():
-        run(one / name, case)
+    two = tmp_path / "two"
     done = subprocess.run(
-        [*LAUNCH, str(LAUNCHES / "ddp.yaml"), str(SCRIPT), "cases", str(two), str(one)],
+        [*LAUNCH, str(LAUNCHES / f"{launch}.yaml"), str(SCRIPT), "cases", str(two), str(one)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -84,6 +93,8 @@ def test_two_processes_are_one(tmp_path):
     for name in CASES:
         assert [fact["processes"] for fact in facts(two / name)] == [2, 2]
         assert facts(two / name)[0]["gradients"] == facts(two / name)[1]["gradients"]
+        held, of = [fact["held"] for fact in facts(two / name)], facts(one / name)[0]["of"]
+        assert held == [of, of] if launch == "ddp" else (sum(held) == of and max(held) < 0.6 * of)
         assert_close(one / name, two / name)
         assert [path.name for path in list_checkpoints(two / name)] == ["checkpoint-6", "checkpoint-8"]
     assert done.stdout.count("Step 8 is the best") + done.stdout.count("Nothing beat the base") <= len(CASES) + 3
@@ -114,18 +125,22 @@ def end(process, number):
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
-    """A whole run by the command: kill -9 of both processes, SIGTERM, and the end; its folder is that of one process, written by one process."""
+    """A whole run by the command: kill -9 of both processes, SIGTERM, and the end; its folder is that of one process, written by one process.
+
+    It goes on, after the kill, with the model divided over the processes.
+    """
     pretrained("toy").save_pretrained(tmp_path / "base")
     words = f"finetune gft --model.path {tmp_path / 'base'} --data.name toy --data.train_size 64 --data.eval_size 33 --objective.coupling ot"
     words += " --objective.replay_samples 64 --train.num_steps 120 --train.batch_size 16 --train.checkpoint_every 5 --train.log_every 1"
     words += " --train.lr_schedule cosine --eval.every 60 --eval.num_repeats 2 --eval.report_num_steps [1,2] --train.resume_from_checkpoint latest"
     two, one = tmp_path / "two", tmp_path / "one"
-    for number in (signal.SIGKILL, signal.SIGTERM):
+    divided = {**ENVIRONMENT, "ACCELERATE_USE_FSDP": "true"}
+    for number, environment in ((signal.SIGKILL, ENVIRONMENT), (signal.SIGTERM, divided)):
         known, log = len(seen := list_checkpoints(two)) and seen[-1], (tmp_path / "log").open("w")
         with log:
             process = subprocess.Popen(
                 [*TORCHRUN, "-m", "hf_flowft", *words.split(), "--output_dir", str(two)],
-                env=ENVIRONMENT,
+                env=environment,
                 stdout=log,
                 stderr=log,
             )
@@ -137,7 +152,7 @@ def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
     assert (tmp_path / "log").read_text().count("Stopped: go on with") == 1
     done = subprocess.run(
         [*TORCHRUN, str(SCRIPT), "command", str(two), *words.split(), "--output_dir", str(two)],
-        env=ENVIRONMENT,
+        env=divided,
         capture_output=True,
         text=True,
         timeout=180,
@@ -162,28 +177,40 @@ def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
             if name != "nfe_dopri5":  # a whole number of steps that were accepted or not: it jumps
                 assert b["metrics"][model][name]["value"] == pytest.approx(entry["value"], rel=0.02), name
     assert a["metrics"]["result"]["target/energy@1"]["count"] == 33
+    weights, weights_2 = (FlowPipeline.from_pretrained(folder / "pipeline").model.state_dict() for folder in (one, two))
+    torch.testing.assert_close(weights, weights_2, rtol=0, atol=2e-2)
 
 
 # What the trainer does not take part in
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_divided_models_are_refused(monkeypatch, name):
-    """A launch that would divide the model is refused by name, with what to do instead, before anything is built."""
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM"])
+def test_other_engines_are_refused(monkeypatch, name):
+    """A launch that asks for one is refused by name, with what to do instead, before anything is built."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ValueError, match=rf"not written for {name}\. Launch with several processes alone \(DDP\)"):
+    with pytest.raises(ValueError, match=rf"not written for {name}, .* with FSDP \(configs/accelerate/fsdp.yaml\)"):
         Processes(TrainConfig(), None)
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     assert Processes(TrainConfig(), None).count == 1
-    require_whole_models([])
+    refuse_engines([])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("one_gpu", "NO"), ("ddp", "MULTI_GPU")])
+def test_one_process_has_nothing_to_divide(monkeypatch, tmp_path):
+    """A launch of one process that asks for FSDP is the run without it, to the bit; one with fp16 is refused."""
+    run(tmp_path / "plain", CASES["fm"])
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    run(tmp_path / "asked", CASES["fm"])
+    assert_same(final_state(tmp_path / "plain"), final_state(tmp_path / "asked"))
+    with pytest.raises(ValueError, match="fp16 scales gradients, which is not written for FSDP; use bf16"):
+        Processes(TrainConfig(mixed_precision="fp16"), None)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("one_gpu", "NO"), ("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])
 def test_launches_are_configured(name, kind):
     """Every configuration that is shipped is read by accelerate as what its page says, and asks for nothing that is refused."""
     shipped = load_config_from_file(str(LAUNCHES / f"{name}.yaml"))
     assert (shipped.distributed_type, shipped.mixed_precision) == (kind, "no")
-    assert {path.name for path in LAUNCHES.iterdir()} == {"one_gpu.yaml", "ddp.yaml", "README.md"}
+    assert {path.name for path in LAUNCHES.iterdir()} == {"one_gpu.yaml", "ddp.yaml", "fsdp.yaml", "README.md"}
     assert f"`{name}.yaml`" in (LAUNCHES / "README.md").read_text()
 
 

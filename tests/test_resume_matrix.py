@@ -100,6 +100,15 @@ class Dropping(VelocityMLP):
         return (torch.nn.functional.dropout(out, 0.2, self.training),)
 
 
+class InBlocks(VelocityMLP):
+    """An MLP that names what is gathered by itself where it is divided over processes: a block, and the layers in it and around it."""
+
+    _no_split_modules = ["_FiLMBlock", "Linear"]
+
+
+NETWORKS = {"dropout": Dropping, "blocks": InBlocks}
+
+
 def points(labelled):
     """Two clouds of points in the plane, with or without their labels."""
 
@@ -151,7 +160,7 @@ def build(case, folder, resume=""):
     data = DATA[labelled]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        kind = Dropping if case["model"] == "dropout" else VelocityMLP
+        kind = NETWORKS.get(case["model"], VelocityMLP)
         network = kind(event_shape=[2], hidden_dim=8, num_layers=1, num_classes=data.num_classes)
         model = ViscousFlowModel.from_base(network, hidden_dim=8) if case["model"] == "gav" else network
     objective, rows = build_objective(case, FrozenVelocity(network), data)

@@ -70,6 +70,8 @@ class ActionTransformer(ActionModel):
         share_image_encoder: one encoder for all cameras instead of one each.
     """
 
+    _no_split_modules = ["_Block"]
+
     @register_to_config
     def __init__(
         self,

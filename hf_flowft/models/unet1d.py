@@ -67,6 +67,8 @@ class ConditionalUNet1D(ActionModel):
         share_image_encoder: one encoder for all cameras instead of one each.
     """
 
+    _no_split_modules = ["_ResidualBlock"]
+
     @register_to_config
     def __init__(
         self,

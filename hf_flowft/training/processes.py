@@ -1,4 +1,4 @@
-"""One run on several processes: what they tell each other, and which ways of dividing a model the trainer takes part in."""
+"""One run on several processes: what they tell each other, and how the model is divided over them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
+    patch_environment,
     str_to_bool,
 )
 from torch import Tensor
@@ -21,34 +22,34 @@ from torch import Tensor
 from ..couplings import Shard
 from .settings import TrainConfig
 
-SHARDING = {
-    "FSDP": DistributedType.FSDP,
-    "DEEPSPEED": DistributedType.DEEPSPEED,
-    "MEGATRON_LM": DistributedType.MEGATRON_LM,
-}
+ENGINES = {"DEEPSPEED": DistributedType.DEEPSPEED, "MEGATRON_LM": DistributedType.MEGATRON_LM}
 PATIENCE = timedelta(hours=6)
 """How long processes wait for the main one, which evaluates alone."""
 
 
 class Processes:
-    """The processes of a run, each with the whole model (DDP) and its rows of the effective batch.
+    """The processes of a run, each with its rows of the effective batch, and with the whole model (DDP) or a part of it (FSDP).
 
     Args: `train`: precision and trackers; `folder`: of the trackers.
-    Raises: ValueError when the launch asks for a model divided over the processes (FSDP, DeepSpeed, Megatron-LM).
+    Raises: ValueError when the launch asks for another engine (DeepSpeed, Megatron-LM), or for FSDP with fp16.
     """
 
     def __init__(self, train: TrainConfig, folder: Path | None):
-        asked = [name for name in SHARDING if str_to_bool(os.environ.get(f"ACCELERATE_USE_{name}") or "false")]
-        require_whole_models(asked)
-        self.accelerator = Accelerator(
-            mixed_precision=train.mixed_precision,
-            log_with=train.report_to or None,
-            project_dir=str(folder or "."),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss itself
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
-        require_whole_models([name for name, kind in SHARDING.items() if kind == self.accelerator.distributed_type])
+        refuse_engines([name for name in ENGINES if _asked(name)])
+        fsdp = _asked("FSDP")
+        if fsdp and train.mixed_precision == "fp16":
+            raise ValueError("train.mixed_precision fp16 scales gradients, which is not written for FSDP; use bf16.")
+        with patch_environment(ACCELERATE_USE_FSDP="false"):  # the trainer divides the model itself, also on the CPU
+            self.accelerator = Accelerator(
+                mixed_precision=train.mixed_precision,
+                log_with=train.report_to or None,
+                project_dir=str(folder or "."),
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            )
+        refuse_engines([name for name, kind in ENGINES.items() if kind == self.accelerator.distributed_type])
         self.count = self.accelerator.num_processes
+        self.divided = fsdp and self.count > 1
         self.is_main = self.accelerator.is_main_process
         self.shard = Shard(self.accelerator.process_index, self.count, self.accelerator.gather)
 
@@ -76,11 +77,15 @@ class Processes:
         return box[0]
 
 
-def require_whole_models(sharding: list[str]) -> None:
-    """Raises: ValueError when ways of dividing a model are asked for; `sharding` names them."""
-    if sharding:
+def _asked(name: str) -> bool:
+    """Whether `accelerate launch`, or who launched, asks for a way of dividing the model."""
+    return bool(str_to_bool(os.environ.get(f"ACCELERATE_USE_{name}") or "false"))
+
+
+def refuse_engines(names: list[str]) -> None:
+    """Raises: ValueError when `names` is not empty: other engines than torch's own are asked for."""
+    if names:
         raise ValueError(
-            f"this trainer keeps the whole model on every process: its averages, checkpoints and evaluation are not written for {sharding[0]}. "
-            "Launch with several processes alone (DDP). Where memory is short: a frozen base with a residual (model.name viscosity), "
-            "train.gradient_checkpointing, train.gradient_accumulation_steps, train.mixed_precision bf16."
+            f"this trainer is not written for {names[0]}, which brings an optimiser and checkpoints of its own. Divide the model over the "
+            "processes with FSDP (configs/accelerate/fsdp.yaml), or keep it whole on each (ddp.yaml)."
         )

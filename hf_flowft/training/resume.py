@@ -16,6 +16,7 @@ from . import checkpoint
 from .checkpoint import CheckpointError
 from .ema import copy_into
 from .guards import restore_rng, rng_states
+from .sharding import gather, gather_moments, scatter, scatter_moments
 
 if TYPE_CHECKING:
     from .trainer import FlowTrainer
@@ -42,17 +43,18 @@ MAY_CHANGE = (
 def save(trainer: FlowTrainer) -> None:
     """Write `checkpoints/checkpoint-<step>` of the run folder, from the main process; every process must call it."""
     processes, config, run_folder = trainer.processes, trainer.config, trainer.output_dir
-    rng = rng_states(processes.gather)
+    whole = trainer.whole.state_dict()
+    groups = {
+        "weights": gather(trainer.weights(), whole),
+        "ema": gather(trainer.ema.shadow, whole) if trainer.ema is not None else {},
+        "best": gather(trainer.best_weights, whole),
+        "base": gather(trainer.base_weights, whole),
+        "rng": rng_states(processes.gather),
+    }
+    optimizer = gather_moments(trainer.optimizer.state_dict(), [whole[name] for name in trainer.trained])
     if processes.is_main:
         scaler = trainer.accelerator.scaler
-        groups = {
-            "weights": trainer.weights(),
-            "ema": trainer.ema.shadow if trainer.ema is not None else {},
-            "best": trainer.best_weights,
-            "base": trainer.base_weights,
-            "rows": trainer.rows.tensors(),
-            "rng": rng,
-        }
+        groups["rows"] = trainer.rows.tensors()
         state = {
             "step": trainer.step,
             "history": trainer.history,
@@ -64,7 +66,7 @@ def save(trainer: FlowTrainer) -> None:
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
         folder = checkpoint.checkpoint_path(run_folder, trainer.step)
-        checkpoint.save_checkpoint(folder, groups, trainer.optimizer.state_dict(), state)
+        checkpoint.save_checkpoint(folder, groups, optimizer, state)
         checkpoint.prune_checkpoints(run_folder, config.checkpoints_total_limit, trainer.step)
     processes.accelerator.wait_for_everyone()
 
@@ -92,14 +94,16 @@ def restore(trainer: FlowTrainer) -> Path | None:
         return None
     folder, state = found
     changes = _check(trainer, folder, state)
-    copy_into(trainer.weights(), checkpoint.load_tensors(folder, "weights"))
+    weights = trainer.weights()
+    copy_into(weights, scatter(checkpoint.load_tensors(folder, "weights"), weights))
     if trainer.ema is not None:
-        trainer.ema.load(checkpoint.load_tensors(folder, "ema"))
-    trainer.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
+        trainer.ema.load(scatter(checkpoint.load_tensors(folder, "ema"), weights))
+    moments = scatter_moments(checkpoint.load_optimizer(folder), list(trainer.trained.values()))
+    trainer.optimizer.load_state_dict(moments)
     if trainer.accelerator.scaler is not None and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    trainer.best_weights = checkpoint.load_tensors(folder, "best")
-    trainer.base_weights = checkpoint.load_tensors(folder, "base")
+    trainer.best_weights = scatter(checkpoint.load_tensors(folder, "best"), weights)
+    trainer.base_weights = scatter(checkpoint.load_tensors(folder, "base"), weights)
     trainer.selection.load(state["selection"])
     trainer.step, trainer.history = state["step"], state["history"]
     trainer.seconds_before = state["seconds"]

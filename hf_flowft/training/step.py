@@ -35,6 +35,12 @@ class TrainStep(nn.Module):
         """The loss of one micro-batch."""
         return self.objective(self.velocity, batch, step, generator)
 
+    def changing(self) -> dict[str, Tensor]:
+        """What training changes: trained parameters and buffers, by name."""
+        state = self.state_dict()
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        return {k: x for k, x in state.items() if k not in frozen and not k.startswith("objective.reference")}
+
 
 @dataclass
 class TrainResult:

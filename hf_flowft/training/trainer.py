@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..batch import Batch
@@ -31,6 +32,7 @@ from .guards import private_global_rng, stop_signals
 from .processes import Processes
 from .selection import Selection
 from .settings import EvalConfig, TrainConfig
+from .sharding import divide, gather
 from .step import NonFiniteLossError, TrainResult, TrainStep
 
 
@@ -93,11 +95,12 @@ class FlowTrainer:
                 )
             self.model.enable_gradient_checkpointing()  # type: ignore[operator]
         self.objective = objective
-        step = TrainStep(Velocity(self.model), objective)
-        self.trained = {name: p for name, p in step.named_parameters() if p.requires_grad}
-        if not self.trained:
+        self.whole = TrainStep(Velocity(self.model), objective)
+        if not any(p.requires_grad for p in self.whole.parameters()):
             raise ValueError("no parameter of the model requires gradients: there is nothing to train.")
-        step.to(self.accelerator.device)
+        device, is_divided = self.accelerator.device, self.processes.divided
+        step = divide(self.whole, device, self.processes.count) if is_divided else self.whole.to(device)
+        self.trained = {name: p for name, p in step.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             list(self.trained.values()),
             lr=self.config.learning_rate,
@@ -106,8 +109,9 @@ class FlowTrainer:
             fused=all(p.dtype == torch.float32 for p in self.trained.values()),
         )
         self.ema = EMA(self.trained, self.config.ema_decay, self.config.ema_mode) if self.config.ema_decay else None
-        self.velocity = step.velocity
-        self.train_step, scaled = self.accelerator.prepare(step, optimizer)
+        self.velocity = self.whole.velocity
+        self.train_step = self.accelerator.prepare_model(step, device_placement=False, evaluation_mode=is_divided)
+        scaled = self.accelerator.prepare_optimizer(optimizer)
         self.optimizer = scaled if self.config.mixed_precision == "fp16" else optimizer  # the wrapper searches the disk
 
     def train(self) -> TrainResult:
@@ -180,15 +184,15 @@ class FlowTrainer:
             logs = {key: value / parts + logs.get(key, 0.0) for key, value in part.items()} if parts > 1 else part
         limit = self.config.max_grad_norm or math.inf  # without a limit the norm is still looked at
         norm = self.accelerator.clip_grad_norm_(self.trained.values(), limit)
-        self._require_finite(total, norm)
+        self._require_finite(total, float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.step)
         return {"loss": total, **logs}
 
-    def _require_finite(self, loss: float, norm: Tensor) -> None:
+    def _require_finite(self, loss: float, norm: float) -> None:
         scaled = self.config.mixed_precision == "fp16"  # the gradient scaler skips steps whose gradients overflow
-        if not self.processes.anywhere(not math.isfinite(loss if scaled else loss + 0 * float(norm))):
+        if not self.processes.anywhere(not math.isfinite(loss if scaled else loss + 0 * norm)):
             return
         self.save_checkpoint()
         rows = self.rows.row_numbers(self.order, self.step)[:8]
@@ -213,6 +217,7 @@ class FlowTrainer:
     def _evaluate(self) -> None:
         """Score the current (averaged) weights and keep them when they are the best so far."""
         with self.ema.applied() if self.ema is not None else nullcontext():
+            self._gather()
             main = self.processes.is_main
             score = self.processes.from_main(self.evaluator.score(self.velocity, self.step) if main else None)
             is_best = self.selection.add(score)
@@ -223,24 +228,28 @@ class FlowTrainer:
             if main:
                 for callback in self.callbacks:
                     callback.on_evaluate(self, score, is_best)
+        if self.processes.divided:
+            self.velocity.to("cpu")
         self.train_step.train()
         if self.config.report_to:
             self.accelerator.log({"selection": score.value}, step=self.step)
 
     def weights(self) -> dict[str, Tensor]:
-        """What training changes: trained parameters and buffers, by name."""
-        module = self.accelerator.unwrap_model(self.train_step)
-        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        return {
-            name: t
-            for name, t in module.state_dict().items()
-            if name not in frozen and not name.startswith("objective.reference")
-        }
+        """What training changes: trained parameters and buffers, by name; this process's parts of them where they are divided."""
+        return self.accelerator.unwrap_model(self.train_step).changing()
+
+    def _gather(self) -> None:
+        """Give a divided model's weights to the whole one: on every process, on the main one on the device that evaluates it."""
+        if self.processes.divided:
+            target = self.whole.changing()
+            copy_into(target, gather(self.weights(), target))
+            if self.processes.is_main:
+                self.velocity.to(self.accelerator.device)
 
     @cached_property
     def frozen_digest(self) -> str:
         """What the run does not train (a frozen base, a reference), as a digest: a resumed run must find it unchanged."""
-        return resume.digest(self.accelerator.unwrap_model(self.train_step), self.weights())
+        return resume.digest(self.whole, self.weights())
 
     @property
     def seconds(self) -> float:
@@ -251,6 +260,7 @@ class FlowTrainer:
         """Load the best weights into the model."""
         improved = self.selection.improved
         copy_into(self.weights(), self.best_weights if improved else self.base_weights)
+        self._gather()
         self.model.eval()
         verdict, step = self.selection.verdict(self.evaluator.metric_name), self.selection.best.step if improved else 0
         return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped, self.seconds)
