@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..pipelines import FlowPipeline
 from ..results import read_results
+from ..training import Callback
 from ..training.config import RunConfig, load_config
 from ..training.run import Run, RunResult
 
@@ -31,8 +32,8 @@ def study_config(name: str, overrides: dict[str, Any]) -> RunConfig:
     )
 
 
-def run_or_reuse(config: RunConfig) -> RunResult:
-    """Run a config, resume what an earlier call began, or read what it finished.
+def run_or_reuse(config: RunConfig, callbacks: tuple[Callback, ...] = ()) -> RunResult:
+    """Run a config under `callbacks`, resume what an earlier call began, or read what it finished.
 
     Raises: ValueError when the folder holds a run with other settings; KeyboardInterrupt when the run was asked to stop.
     """
@@ -46,7 +47,7 @@ def run_or_reuse(config: RunConfig) -> RunResult:
             FlowPipeline.from_pretrained(folder / "pipeline"), read_results(folder / "results.json"), folder
         )
     resume = ["--train.resume_from_checkpoint=latest"] if folder.is_dir() else []
-    result = Run(load_config(None, resume, config.as_dict())).execute()
+    result = Run(load_config(None, resume, config.as_dict()), callbacks).execute()
     if not result.results:  # asked to stop: the checkpoint is there, the next call goes on from it
         raise KeyboardInterrupt
     return result

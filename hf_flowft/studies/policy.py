@@ -1,13 +1,17 @@
-"""Few-step policies on Push-T: what fine-tuning for one or two solver steps does to rollouts, over training seeds."""
+"""Fine-tuned policies on Push-T: clean, with worse sensors and in few steps, over training seeds.
+
+`policy_rows` says what is trained, this file trains and rolls out, `policy_report` writes what was found.
+"""
 
 from __future__ import annotations
 
-import math
+import multiprocessing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from ..data.robot import write_lerobot
@@ -15,51 +19,65 @@ from ..environments.base import initial_seeds
 from ..environments.demonstrations import demonstrate
 from ..environments.rollout import rollout
 from ..pipelines import FlowPolicyPipeline
-from ..results import write_json
-from ..tables import markdown_table
+from ..training import Callback, FlowTrainer
+from ..training.selection import Score
 from .cells import Cells
 from .common import run_or_reuse, study_config
+from .policy_report import write_report
+from .policy_rows import CONDITIONS, ROWS
 
-BASE = "pusht_base"
-FINE_TUNES = {
-    "plain, continued": "pusht_plain",
-    "MLE, bank, N = 1": "pusht_bank",
-    "MLE, self, random N": "pusht_few_steps",
-}
-STEPS = (1, 2, 4, 8, 16)
-NUMBERS = ("success", "max_reward", "jerk")
 SMALL = {
     "train.num_steps": 4,
-    "eval.every": 2,
+    "eval.every": 4,
     "train.batch_size": 16,
     "train.lr_warmup_steps": 0,
-    "eval.num_repeats": 2,
     "eval.episodes": 2,
     "eval.report_num_steps": [1],
 }
+SMALL_BANK = {"pairs.num_pairs": 32, "pairs.num_steps": 1, "pairs.num_candidates": 1}
+LAST = "last.safetensors"
 
 
-def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3, episodes: int = 200) -> None:
+class PolicyStudy(NamedTuple):
+    """Where it lives, the demonstrations, test starts of every cell, and whether it is the small version."""
+
+    folder: Path
+    data: str
+    episodes: int
+    quick: bool
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        """Where the run of a row lives."""
+        return self.folder / f"{name}-{seed}"
+
+    def cells(self) -> Cells:
+        """The store of the rollouts."""
+        settings = {"data": Path(self.data).name, "episodes": self.episodes, "quick": self.quick}
+        return Cells(self.folder / "cells", settings)
+
+
+def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3, episodes: int = 200, jobs: int = 1) -> None:
     """Train, fine-tune and roll out; everything that is there is reused.
 
-    Args: `data`: a LeRobotDataset of Push-T (folder or Hub id); empty plans 200 demonstrations; `seeds`: of training; `episodes`: test starts.
+    Args: `data`: a LeRobotDataset of Push-T (folder or Hub id); empty plans 200 demonstrations; `seeds`: of training; `episodes`: test starts;
+    `jobs`: processes, each with one thread.
     """
-    seeds, episodes, small = (1, 2, SMALL) if quick else (seeds, episodes, {})
+    seeds, episodes = (1, 2) if quick else (seeds, episodes)
     path = data or str(plan_demonstrations(folder / "demonstrations", 4 if quick else 200))
-    cells = Cells(folder / "cells", {"data": Path(path).name, "episodes": episodes, "quick": quick})
-    found: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(seeds):
-        common = {"data.path": path, "seed": seed, **small}
-        runs = {"base": run_folder(folder, BASE, seed)}
-        run_or_reuse(study_config(BASE, {**common, "output_dir": str(runs["base"])}))
-        for row, name in FINE_TUNES.items():
-            runs[row] = run_folder(folder, name, seed)
-            bank = {"pairs.num_pairs": 32, "pairs.num_steps": 2} if quick and "MLE" in row else {}
-            settings = {**common, **bank, "output_dir": str(runs[row]), "model.path": str(runs["base"] / "pipeline")}
-            run_or_reuse(study_config(name, settings))
-        for row, run in runs.items():
-            found.setdefault(row, []).append(measure(cells, run, seed, episodes))
-        write_report(folder, found, episodes)
+    study = PolicyStudy(folder, path, episodes, quick)
+    study.cells()
+    for stage in (
+        [name for name, row in ROWS.items() if not row.start],
+        [name for name, row in ROWS.items() if row.start],
+    ):
+        work = [(name, seed) for name in stage for seed in range(seeds)]
+        if jobs == 1:
+            for name, seed in work:
+                measure(study, name, seed)
+        else:
+            with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+                pool.starmap(partial(measure, study), work, chunksize=1)
+    write_report(folder, ROWS, seeds, study.cells(), episodes)
 
 
 def plan_demonstrations(folder: Path, number: int) -> Path:
@@ -71,58 +89,67 @@ def plan_demonstrations(folder: Path, number: int) -> Path:
     return folder
 
 
-def run_folder(folder: Path, name: str, seed: int) -> Path:
-    """Where a run lives."""
-    return folder / f"{name}-{seed}"
+def measure(study: PolicyStudy, name: str, seed: int) -> None:
+    """Train a row of a seed and roll it out, all on the same test starts: cells NAME-SEED/CONDITION/STEPS, and NAME-SEED/training."""
+    row, cells = ROWS[name], study.cells()
+    trained = name if row.config else row.start
+    if row.config:
+        cells.get_or_run(f"{name}-{seed}/training", lambda: train(study, name, seed))
+    wanted = [("clean", steps) for steps in row.steps] + [
+        (name, row.steps[0]) for name in CONDITIONS if name != "clean"
+    ]
+    pipeline = trained_policy(study.run_folder(trained, seed), bool(row.config and row.start))
+    for condition, steps in tqdm(wanted, desc=f"{name}-{seed}", leave=False):
+        roll = partial(roll_out, pipeline, condition, steps, seed, study.episodes, row.sampling)
+        cells.get_or_run(f"{name}-{seed}/{condition}/{steps}", roll)
 
 
-def measure(cells: Cells, run: Path, seed: int, episodes: int) -> dict[str, Any]:
-    """The rollouts of a run at each number of steps, on the same test starts for all: number of steps -> metric -> entry."""
+def train(study: PolicyStudy, name: str, seed: int) -> dict[str, Any]:
+    """The run of a row: how long it took, and whether rollouts from validation starts prefer its end to its start."""
+    row = ROWS[name]
+    small = SMALL | (SMALL_BANK if row.config != "pusht_base" else {}) if study.quick else {}
+    start = {"model.path": str(study.run_folder(row.start, seed) / "pipeline")} if row.start else {}
+    folder = study.run_folder(name, seed)
+    settings = {"data.path": study.data, "seed": seed, "output_dir": str(folder), **start, **row.options, **small}
+    result = run_or_reuse(study_config(row.config, settings), (KeepLast(folder),) if row.start else ())
+    return {"seconds": result.results["train"]["seconds"], "improved": result.results["selection"]["improved"]}
+
+
+class KeepLast(Callback):
+    """Keeps the weights a run ends with: the study tells what a method does, also where the run then returns its base."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_evaluate(self, trainer: FlowTrainer, score: Score, is_best: bool) -> None:
+        """The (averaged) weights of the model, at the last evaluation."""
+        if score.step == trainer.config.num_steps:
+            weights = {name: tensor.detach().cpu() for name, tensor in trainer.model.state_dict().items()}
+            save_file(weights, self.folder / LAST)
+
+
+def trained_policy(run: Path, last: bool) -> FlowPolicyPipeline:
+    """The policy of a run: with the weights it ended with, or the best."""
     pipeline = FlowPolicyPipeline.from_pretrained(run / "pipeline")
+    if last:
+        pipeline.model.load_state_dict(load_file(run / LAST))
     pipeline.set_progress_bar_config(disable=True)
-
-    def roll(steps: int) -> dict[str, Any]:
-        result = rollout(
-            pipeline.as_policy(num_inference_steps=steps),
-            "pusht",
-            initial_seeds("test", episodes),
-            observation_horizon=pipeline.observation_horizon,
-            action_horizon=pipeline.action_horizon,
-            num_envs=100,
-            seed=seed,
-        )
-        return result.summary()
-
-    numbers = {}
-    for steps in tqdm(STEPS, desc=run.name, leave=False):
-        numbers[str(steps)] = cells.get_or_run(f"{run.name}/{steps}", partial(roll, steps))
-    return numbers
+    return pipeline
 
 
-def over_seeds(entries: list[dict[str, Any]], steps: int, metric: str) -> tuple[float, float]:
-    """Mean over the training seeds, and its standard error: between seeds where there are several, between episodes of a single one."""
-    values = [entry[str(steps)][metric]["value"] for entry in entries]
-    if len(values) == 1:
-        return values[0], entries[0][str(steps)][metric].get("stderr", 0.0)
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def write_report(folder: Path, found: dict[str, list[dict[str, Any]]], episodes: int) -> None:
-    """policy.md, results.json and the figure, from the cells so far."""
-    tables = []
-    for metric in NUMBERS:
-        rows = [
-            [row, *("{:.3f} \u00b1 {:.3f}".format(*over_seeds(entries, steps, metric)) for steps in STEPS)]
-            for row, entries in found.items()
-        ]
-        tables.append(f"### {metric}\n\n" + markdown_table(["model", *(f"N = {s}" for s in STEPS)], rows))
-    number = len(next(iter(found.values())))
-    head = f"# Push-T, few steps\n\n{number} training seeds, {episodes} test starts each; mean and standard error over the seeds.\n\n"
-    (folder / "policy.md").write_text(head + "\n\n".join(tables) + "\n")
-    summary = {
-        row: {str(s): dict(zip(("value", "stderr"), over_seeds(entries, s, metric), strict=True)) for s in STEPS}
-        for metric in ("max_reward",)
-        for row, entries in found.items()
-    }
-    write_json(folder / "results.json", {"episodes": episodes, "seeds": number, "max_reward": summary})
-    print((folder / "policy.md").read_text())
+def roll_out(
+    pipeline: FlowPolicyPipeline, condition: str, steps: int, seed: int, episodes: int, sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """One cell: success, reached reward and jerk of the test episodes."""
+    result = rollout(
+        pipeline.as_policy(num_inference_steps=steps, **sampling),
+        "pusht",
+        initial_seeds("test", episodes),
+        observation_horizon=pipeline.observation_horizon,
+        action_horizon=pipeline.action_horizon,
+        corruption=CONDITIONS[condition],
+        normalisation=pipeline.description["observation_normalisation"],
+        num_envs=100,
+        seed=seed,
+    )
+    return result.summary()

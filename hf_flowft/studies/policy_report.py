@@ -1,0 +1,179 @@
+"""What the policy study found: tables, comparisons with the control and the figure, made from the stored cells alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..figures import COLOURS, new_figure, save_figure
+from ..results import environment, write_json
+from ..tables import markdown_table
+from .cells import Cells
+from .policy_rows import CONDITIONS, GROUPS, Group, Row
+
+REWARD = "max_reward"
+
+
+class Estimate(NamedTuple):
+    """A mean over training seeds and test episodes, its standard error, and the number of seeds."""
+
+    value: float
+    stderr: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.stderr:.3f}"
+
+
+def estimate(episodes: list[np.ndarray]) -> Estimate:
+    """The mean of a number over training seeds, and its standard error.
+
+    Args: `episodes`: for each seed the values of its episodes. The error is the larger of that between the seeds' means and that of all episodes
+    as if the seeds did not matter: with three seeds either alone may be too small by chance.
+    """
+    means = [float(values.mean()) for values in episodes]
+    pooled = np.concatenate(episodes)
+    within = float(pooled.std(ddof=1)) / math.sqrt(len(pooled)) if len(pooled) > 1 else 0.0
+    between = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return Estimate(float(np.mean(means)), max(within, between), len(means))
+
+
+class Found(NamedTuple):
+    """The cells of a study by row, seed, condition and steps."""
+
+    cells: Cells
+    seeds: int
+
+    def episodes(self, name: str, condition: str, steps: int, metric: str) -> dict[int, np.ndarray]:
+        """Seed -> values of the episodes, for the seeds that are there."""
+        found = {}
+        for seed in range(self.seeds):
+            cell = f"{name}-{seed}/{condition}/{steps}"
+            if cell in self.cells:
+                entry = self.cells.get_or_run(cell, dict)[metric]
+                found[seed] = np.array(entry["values"], dtype=float)
+        return found
+
+    def estimate(self, name: str, condition: str, steps: int, metric: str = REWARD) -> Estimate | None:
+        """Over the seeds that are there; None where there is none."""
+        found = self.episodes(name, condition, steps, metric)
+        return estimate(list(found.values())) if found else None
+
+    def gain(
+        self, name: str, control: str, condition: str, steps: tuple[int, int], metric: str = REWARD
+    ) -> Estimate | None:
+        """`name` at steps[0] minus `control` at steps[1], episode by episode on the same starts."""
+        ours = self.episodes(name, condition, steps[0], metric)
+        theirs = self.episodes(control, condition, steps[1], metric)
+        both = sorted(set(ours) & set(theirs))
+        return estimate([ours[seed] - theirs[seed] for seed in both]) if both else None
+
+    def training(self, name: str) -> tuple[str, str]:
+        """Seconds of training, and of how many seeds the validation rollouts chose the end over the start."""
+        names = [f"{name}-{seed}/training" for seed in range(self.seeds)]
+        entries = [self.cells.get_or_run(cell, dict) for cell in names if cell in self.cells]
+        if not entries:
+            return "-", "-"
+        seconds = np.mean([entry["seconds"] for entry in entries])
+        return f"{seconds:.0f}", f"{sum(entry['improved'] for entry in entries)} of {len(entries)}"
+
+
+def write_report(folder: Path, rows: Mapping[str, Row], seeds: int, cells: Cells, episodes: int) -> None:
+    """policy.md, results.json and the figure, from the cells that are there."""
+    found = Found(cells, seeds)
+    kept = {name: row for name, row in rows.items() if found.estimate(name, "clean", row.steps[0])}
+    parts = [
+        "# Policies on Push-T",
+        f"{seeds} training seeds, {episodes} test starts each, the same for all rows. Mean reached reward ± standard error (the larger of that between "
+        "seeds and that over all episodes) unless another number is named; bold differences are beyond two standard errors. The numbers are those of "
+        "the weights a run ends with; *chosen* says how often rollouts from validation starts preferred them to the start, which the run returns "
+        "otherwise.",
+    ]
+    for group in GROUPS:
+        inside = {name: row for name, row in kept.items() if group in row.groups}
+        if inside:
+            table = few_steps(found, inside) if group == "few steps" else robustness(found, inside)
+            parts += [f"## {GROUPS[group]}", table]
+    text = "\n\n".join(parts) + "\n"
+    (folder / "policy.md").write_text(text)
+    write_json(
+        folder / "results.json",
+        {"seeds": seeds, "episodes": episodes, "rows": summary(found, kept), "environment": environment()},
+    )
+    draw_steps(found, kept, folder / "few_steps.png")
+    print(text)
+
+
+def few_steps(found: Found, rows: Mapping[str, Row]) -> str:
+    """Mean reached reward by solver steps, and what is gained over the control at the same number."""
+    counts = sorted({steps for row in rows.values() for steps in row.steps})
+    lines = []
+    for name, row in rows.items():
+        cells = [found.estimate(name, "clean", steps) for steps in counts]
+        gains = [found.gain(name, row.control, "clean", (n, n)) for n in row.steps[:1]] if row.control else [None]
+        lines.append([row.title, *found.training(name), *(str(cell or "-") for cell in cells), signed(gains[0])])
+    header = ["policy", "seconds", "chosen", *(f"N = {n}" for n in counts), "gain at its N"]
+    return markdown_table(header, lines)
+
+
+def robustness(found: Found, rows: Mapping[str, Row]) -> str:
+    """Clean and with worse sensors, at the deployed number of steps, and the gain over the control."""
+    lines = []
+    for name, row in rows.items():
+        steps = row.steps[0]
+        clean = [found.estimate(name, "clean", steps, metric) for metric in ("success", REWARD)]
+        jerk = found.estimate(name, "clean", steps, "jerk")
+        noisy = [found.estimate(name, condition, steps) for condition in CONDITIONS if condition != "clean"]
+        gain = found.gain(name, row.control, "clean", (steps, 4)) if row.control else None
+        texts = [str(entry or "-") for entry in (*clean, *noisy)]
+        smooth = f"{1e3 * jerk.value:.2f}" if jerk else "-"
+        lines.append([row.title, str(steps), *found.training(name), *texts[:2], signed(gain), smooth, *texts[2:]])
+    noisy_names = [name for name in CONDITIONS if name != "clean"]
+    header = ["policy", "N", "seconds", "chosen", "success", "reward", "gain", "jerk / 1000", *noisy_names]
+    return markdown_table(header, lines)
+
+
+def signed(gain: Estimate | None) -> str:
+    """A difference, in bold where it is beyond two standard errors."""
+    if gain is None:
+        return "-"
+    text = f"{gain.value:+.3f} ± {gain.stderr:.3f}"
+    return f"**{text}**" if abs(gain.value) > 2 * gain.stderr else text
+
+
+def summary(found: Found, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Every number of the tables: row -> condition@steps -> metric -> value, stderr, seeds."""
+    result: dict[str, Any] = {}
+    for name, row in rows.items():
+        wanted = [("clean", steps) for steps in row.steps] + [(c, row.steps[0]) for c in CONDITIONS if c != "clean"]
+        numbers = {}
+        for condition, steps in wanted:
+            metrics = {metric: found.estimate(name, condition, steps, metric) for metric in ("success", REWARD, "jerk")}
+            if metrics[REWARD]:
+                numbers[f"{condition}@{steps}"] = {key: entry._asdict() for key, entry in metrics.items() if entry}
+        result[name] = {"title": row.title, "control": row.control, "numbers": numbers}
+    return result
+
+
+def draw_steps(found: Found, rows: Mapping[str, Row], path: Path, group: Group = "few steps") -> None:
+    """Reached reward against solver steps, a curve for each policy of the group."""
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    for colour, (name, row) in zip(COLOURS, ((n, r) for n, r in rows.items() if group in r.groups), strict=False):
+        points = [(n, entry) for n in sorted(row.steps) if (entry := found.estimate(name, "clean", n))]
+        counts, values = [n for n, _ in points], [entry.value for _, entry in points]
+        axes.errorbar(
+            counts, values, [entry.stderr for _, entry in points], label=row.title, color=colour, marker="o", capsize=3
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_xlabel("solver steps (network evaluations) of a decision")
+    axes.set_ylabel("mean reached reward")
+    axes.set_title("Push-T: quality at few steps")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
