@@ -17,7 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gav": {"objective": {"name": "mle"}, "model": {"name": "viscosity"}},
 }
 """What a method fixes; everything else is settings."""
-STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "benchmark")
+STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

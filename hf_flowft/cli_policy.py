@@ -11,8 +11,10 @@ from typing import Any
 def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add them to the console command."""
     demonstrate = verb(verbs, "demonstrate", "plan demonstrations in a simulator, as a LeRobotDataset", _demonstrate)
-    demonstrate.add_argument("environment", help="pusht, pusht-pixels or metaworld/TASK")
-    demonstrate.add_argument("--episodes", type=int, default=200, help="successful ones")
+    demonstrate.add_argument(
+        "environment", nargs="+", help="pusht, pusht-pixels or metaworld/TASK; several are the tasks of one data set"
+    )
+    demonstrate.add_argument("--episodes", type=int, default=200, help="successful ones of each")
     demonstrate.add_argument("--noise", type=float, default=0.0, help="on the actions, in halves of their range")
     demonstrate.add_argument("--out", required=True, help="a new folder")
     rollout = verb(verbs, "rollout", "run a policy in a simulator", _rollout)
@@ -29,18 +31,11 @@ def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -
 
 
 def _demonstrate(options: argparse.Namespace, settings: list[str]) -> None:
-    from .data.robot import write_lerobot
-    from .environments.demonstrations import demonstrate
-    from .environments.known import make_environment
+    from .environments.demonstrations import write_demonstrations
 
-    if Path(options.out).exists():
-        raise ValueError(f"{options.out} is there already: choose another --out, or remove it.")
-    environment = make_environment(options.environment)
-    attempts = demonstrate(options.environment, options.episodes, noise=options.noise)
-    episodes = (episode.arrays for episode in attempts.episodes)
-    write_lerobot(options.out, episodes, fps=environment.fps, task=options.environment)
-    environment.close()
-    print(f"{options.episodes} demonstrations, of {attempts.attempts} attempts, written to {options.out}.")
+    attempts = write_demonstrations(options.out, options.environment, options.episodes, noise=options.noise)
+    for name, number in attempts.items():
+        print(f"{name}: {options.episodes} demonstrations, of {number} attempts, written to {options.out}.")
 
 
 def _rollout(options: argparse.Namespace, settings: list[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..data.robot import write_lerobot
 from ..randomness import keyed_seed
 from .base import SEEDS, Environment, Observation, initial_seeds
 from .fleet import worker_context
@@ -138,3 +140,29 @@ def _expert(environment: Environment, seed: int) -> Callable[[Observation], np.n
         return targets.pop(0)
 
     return push
+
+
+def write_demonstrations(
+    folder: str | Path, env_names: Sequence[str], num_episodes: int, *, noise: float = 0.0, processes: int = 1
+) -> dict[str, int]:
+    """A LeRobotDataset of so many demonstrations of each environment, which are its tasks, in their order.
+
+    Args: `folder`: a new one; the rest as for `demonstrate`.  Returns: environment -> attempts.
+    Raises: ValueError for a folder that is there or environments of different rates; the others of `demonstrate` and `write_lerobot`.
+    """
+    if Path(folder).exists():
+        raise ValueError(f"{folder} is there already: choose another folder, or remove it.")
+    rates = {name: _rate(name) for name in env_names}
+    if len(set(rates.values())) > 1:
+        raise ValueError(f"one data set has one rate, but these environments have {rates} frames a second.")
+    found = {name: demonstrate(name, num_episodes, noise=noise, processes=processes) for name in env_names}
+    episodes = [episode.arrays for attempts in found.values() for episode in attempts.episodes]
+    tasks = [name for name in found for _ in range(num_episodes)]
+    write_lerobot(folder, episodes, fps=rates[env_names[0]], tasks=tasks)
+    return {name: attempts.attempts for name, attempts in found.items()}
+
+
+def _rate(env_name: str) -> float:
+    environment = make_environment(env_name)
+    environment.close()
+    return environment.fps

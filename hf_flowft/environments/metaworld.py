@@ -10,7 +10,7 @@ import numpy as np
 from .base import Observation, Step, checked_action, checked_state, import_extra
 from .mujoco_state import import_mujoco, picture, read_state, state_size, write_state
 
-FRAME_SIZE = 18
+FRAME_SIZE, MOST_REWARD = 18, 10.0
 TASKS = (
     *("assembly-v3", "basketball-v3", "bin-picking-v3", "box-close-v3", "button-press-topdown-v3"),
     *("button-press-topdown-wall-v3", "button-press-v3", "button-press-wall-v3", "coffee-button-v3", "coffee-pull-v3"),
@@ -29,7 +29,7 @@ class MetaWorld:
 
     Observations, as in LeRobot's Meta-World data: `observation.state` (4,), hand position in m and opening of the gripper in [0, 1];
     `observation.environment_state` (39,): hand, gripper and objects now (18), the same one step before (18), the goal (3), so it holds
-    `observation.state` too. Reward: Meta-World's shaped one, 0..10. Starts: object and goal are drawn from the seed, without end
+    `observation.state` too. Reward: a tenth of Meta-World's shaped one, so 0..1. Starts: object and goal are drawn from the seed, without end
     (the 50 goals of Meta-World's own MT1 benchmark are not used).
     """
 
@@ -63,7 +63,7 @@ class MetaWorld:
         self._env.curr_path_length = 0  # the length of an episode is the caller's choice
         observation, reward, _, _, info = self._env.step(move)
         success = bool(info["success"])
-        return Step(_named(observation), float(reward), success, {"success": success})
+        return Step(_named(observation), float(reward) / MOST_REWARD, success, {"success": success})
 
     def get_state(self) -> np.ndarray:
         """The physics and the last frame, float64; it belongs to the episode (the seed) it was read in, whose goal it does not hold."""

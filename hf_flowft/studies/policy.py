@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from ..data.robot import write_lerobot
 from ..environments.base import initial_seeds
-from ..environments.demonstrations import demonstrate
+from ..environments.demonstrations import write_demonstrations
 from ..environments.rollout import rollout
 from ..pipelines import FlowPolicyPipeline
 from ..training import Callback, FlowTrainer
@@ -84,8 +83,7 @@ def plan_demonstrations(folder: Path, number: int) -> Path:
     """Demonstrations of the scripted planner as a LeRobotDataset, planned once."""
     if not folder.is_dir():
         tqdm.write(f"planning {number} demonstrations of Push-T")
-        episodes = demonstrate("pusht", number).episodes
-        write_lerobot(folder, [episode.arrays for episode in episodes], fps=10, task="push the T onto the target")
+        write_demonstrations(folder, ["pusht"], number)
     return folder
 
 
