@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 
+from hf_flowft.data.robot.lerobot import open_lerobot
 from hf_flowft.environments import (
     ENVIRONMENTS,
     SEEDS,
     demonstrate,
     initial_seeds,
     make_environment,
+    write_demonstrations,
 )
 from hf_flowft.environments.metaworld import TASKS
 from hf_flowft.environments.planner_pusht import outline_point, tee_distance
@@ -279,6 +281,18 @@ def test_metaworld_demonstrations_succeed_and_replay():
     assert outcome.info["success"]
     assert episode.arrays["next.success"].sum() == 1
     assert np.abs(episode.arrays["action"]).max() <= 1
+
+
+@needs_metaworld
+@pytest.mark.slow
+def test_demonstrations_of_several_tasks_are_one_data_set(tmp_path):
+    """Each environment is a task of its own, in the order given; environments of different rates do not go together."""
+    names = ["metaworld/window-open-v3", "metaworld/drawer-close-v3"]
+    attempts = write_demonstrations(tmp_path / "both", names, 2)
+    assert list(attempts) == names
+    assert open_lerobot(str(tmp_path / "both"))[0].tasks == names
+    with pytest.raises(ValueError, match="one rate"):
+        write_demonstrations(tmp_path / "mixed", ["pusht", names[0]], 1)
 
 
 @needs_kitchen

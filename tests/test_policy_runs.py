@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ from hf_flowft import EvalConfig, FlowODEScheduler, FlowPipeline, FlowPolicyPipe
 from hf_flowft.cli import main
 from hf_flowft.data import RobotConfig, load_robot
 from hf_flowft.studies import policy as study
+from hf_flowft.studies import tasks as tasks_study
+from hf_flowft.studies.cells import Cells
+from hf_flowft.studies.common import study_config
+from hf_flowft.studies.policy_report import Found, estimate, signed
 from hf_flowft.training.rollouts import Rollouts
 
 pytest.importorskip("gym_pusht", reason="the simulators of hf_flowft[policy] are not installed")
@@ -82,20 +87,38 @@ def test_rollouts_are_those_of_the_policy(place):
         plain(velocity, "test", 1, 0)
 
 
-def test_means_over_seeds_are_those_of_numpy():
-    """Over several seeds the error is that of their mean; of a single one, that of its episodes."""
-    entries = [{"1": {"max_reward": {"value": v, "stderr": 0.5}}} for v in (0.2, 0.4, 0.9)]
-    mean, error = study.over_seeds(entries, 1, "max_reward")
-    assert mean == pytest.approx(0.5)
-    assert error == pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3))
-    assert study.over_seeds(entries[:1], 1, "max_reward") == (0.2, 0.5)
+def test_means_over_seeds_and_episodes():
+    """The error is the larger of that between the seeds' means and that of all episodes together."""
+    apart = [np.array([0.2, 0.2]), np.array([0.4, 0.4]), np.array([0.9, 0.9])]
+    assert estimate(apart) == pytest.approx((0.5, np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3), 3))
+    alike = [np.array([0.0, 1.0]), np.array([1.0, 0.0])]
+    assert estimate(alike) == pytest.approx((0.5, np.std([0, 1, 1, 0], ddof=1) / 2, 2))
+
+
+def test_a_gain_is_paired_by_start(tmp_path):
+    """Differences on the same starts: a constant gain has no error, and a seed that one of them lacks is left out."""
+    cells = Cells(tmp_path)
+    for name, values in {"ours-0": [0.3, 0.9], "theirs-0": [0.1, 0.7], "ours-1": [0.5, 0.5]}.items():
+        cells.get_or_run(f"{name}/clean/4", lambda values=values: {"max_reward": {"values": values}})
+    gain = Found(cells, 2).gain("ours", "theirs", "clean", (4, 4))
+    assert gain == pytest.approx((0.2, 0.0, 1))
+    assert signed(gain) == "**+0.200 ± 0.000**"
+
+
+def test_rows_start_from_rows_and_are_measured_against_rows():
+    """The study's table names configs that are shipped, and starts and controls of its own."""
+    for row in study.ROWS.values():
+        assert not row.config or (study_config(row.config, {}).objective is not None)
+        assert row.start in ("", *study.ROWS)
+        assert row.control in ("", *study.ROWS)
 
 
 @pytest.mark.slow
 def test_the_study_runs_and_is_reused(place, monkeypatch):
-    """The small version leaves its table and reuses every cell."""
-    monkeypatch.setattr(study, "FINE_TUNES", {"MLE, self, random N": "pusht_few_steps"})
-    monkeypatch.setattr(study, "STEPS", (1,))
+    """The small version leaves its table and reuses every cell; a run that keeps its base is judged by what it ended with."""
+    chosen = {name: study.ROWS[name] for name in ("base", "plain", "self")}
+    monkeypatch.setattr(study, "ROWS", {name: replace(row, steps=row.steps[:1]) for name, row in chosen.items()})
+    monkeypatch.setattr(study, "CONDITIONS", {"clean": "", "gaussian-0.05": "gaussian:0.05"})
     folder = place / "study"
     study.main(folder, quick=True, data=str(place / "demonstrations"))
     first = (folder / "policy.md").read_text()
@@ -104,9 +127,19 @@ def test_the_study_runs_and_is_reused(place, monkeypatch):
     monkeypatch.setattr(study, "rollout", None)
     study.main(folder, quick=True, data=str(place / "demonstrations"))
     assert (folder / "policy.md").read_text() == first
-    assert torch.is_tensor(
-        FlowPipeline.from_pretrained(folder / "pusht_few_steps-0" / "pipeline").conditions["condition"]
-    )
+    last = study.trained_policy(folder / "plain-0", last=True).model.state_dict()
+    start = FlowPipeline.from_pretrained(folder / "base-0" / "pipeline").model.state_dict()
+    assert any(not torch.equal(last[name], start[name]) for name in start)
+
+
+@pytest.mark.slow
+def test_the_study_of_tasks_runs(tmp_path, monkeypatch):
+    """One start of each of two tasks: every method stands in its table."""
+    pytest.importorskip("metaworld")
+    monkeypatch.setattr(tasks_study, "MAX_STEPS", 8)
+    tasks_study.main(tmp_path / "tasks", quick=True)
+    text = (tmp_path / "tasks" / "tasks.md").read_text()
+    assert all(f"| {title} " in text for title in tasks_study.TITLES.values())
 
 
 # The console

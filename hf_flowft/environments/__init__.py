@@ -2,7 +2,7 @@
 
 from .base import SEEDS, Environment, Observation, Step, initial_seeds
 from .corruptions import Corruption, EpisodeCorruption, augment, parse_corruptions
-from .demonstrations import Attempts, Demonstration, demonstrate
+from .demonstrations import Attempts, Demonstration, demonstrate, write_demonstrations
 from .episode import action_jerk
 from .known import ENVIRONMENTS, make_environment
 from .policies import expert_policy, hold_still_policy, random_policy
@@ -32,5 +32,6 @@ __all__ = [
     "parse_corruptions",
     "random_policy",
     "rollout",
+    "write_demonstrations",
     "write_video",
 ]

@@ -69,7 +69,7 @@ def control_of(start: str) -> str:
     return {"base": "plain", "early": "early_plain"}[start]
 
 
-FRESH = {"pairs__name": "independent", "pairs__allow_independent": True}
+FRESH: dict[str, Any] = {"pairs__name": "independent", "pairs__allow_independent": True}
 ROWS: dict[str, Row] = {
     "base": Row("base", ("few steps", "converged"), "pusht_base", steps=(4, 1, 2, 8, 16)),
     "early": Row(
