@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("name", choices=STUDIES)
     study.add_argument("--out", help="folder of the study; default runs/NAME")
     study.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
+    study.add_argument("--data", help="policy: a LeRobotDataset of Push-T, folder or Hub id; without it one is planned")
     demo = _verb(verbs, "demo", "digits: pretrain, fine-tune by every method, compare", _demo)
     demo.add_argument("--out", default="runs/demo")
     demo.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
@@ -107,14 +108,16 @@ def _verb(verbs: Any, name: str, text: str, run: Any, takes_settings: bool = Fal
 
 
 def _pretrain(options: argparse.Namespace, settings: list[str]) -> None:
-    _train(options, settings, {"objective": {"name": "fm"}})
+    _train(options, settings, {}, {"objective": {"name": "fm"}})
 
 
 def _finetune(options: argparse.Namespace, settings: list[str]) -> None:
     _train(options, settings, {"model": {"name": "pretrained"}, **METHODS[options.method]})
 
 
-def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, Any]) -> None:
+def _train(
+    options: argparse.Namespace, settings: list[str], fixed: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> None:
     from .training.config import load_config, print_settings
     from .training.run import Run
     from .training.step import NonFiniteLossError
@@ -122,7 +125,7 @@ def _train(options: argparse.Namespace, settings: list[str], fixed: dict[str, An
     if options.settings:
         print_settings()
         return
-    config = load_config(options.config, settings, fixed)
+    config = load_config(options.config, settings, {**fixed, **(defaults or {})})
     plain = config.as_dict()
     for section, values in fixed.items():
         if values["name"] != "pretrained" and plain[section]["name"] != values["name"]:
@@ -236,8 +239,11 @@ def empty_folder(name: str) -> Path:
 def _study(options: argparse.Namespace, settings: list[str]) -> None:
     from importlib import import_module
 
+    if options.data and options.name != "policy":
+        raise ValueError(f"--data is for the study policy; the study {options.name} has its own data.")
     study = import_module(f".studies.{options.name}", __package__)
-    study.main(Path(options.out or f"runs/{options.name}"), quick=options.quick)
+    given = {"data": options.data} if options.data else {}
+    study.main(Path(options.out or f"runs/{options.name}"), quick=options.quick, **given)
 
 
 def _demo(options: argparse.Namespace, settings: list[str]) -> None:

@@ -22,6 +22,10 @@ def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -
     rollout.add_argument("--env", required=True, help="pusht, pusht-pixels, kitchen or metaworld/TASK")
     rollout.add_argument("--episodes", type=int, default=100, help="test starts, the same for every policy")
     rollout.add_argument("--steps", type=int, default=16, help="solver steps of a decision")
+    rollout.add_argument(
+        "--scheduler",
+        help="another one than its own: ode, ode:heun, sde, sde:0.5; of a network that predicts noise ddpm, ddim, dpm",
+    )
     rollout.add_argument("--task", type=int, help="the task's number, for a policy of several")
     rollout.add_argument("--noise", default="", help="corruptions such as gaussian:0.02+delay:2")
     rollout.add_argument("--processes", type=int, default=1, help="processes for the simulators")
@@ -57,12 +61,13 @@ def _rollout(options: argparse.Namespace, settings: list[str]) -> None:
         "num_processes": options.processes,
         "seed": options.seed,
     }
-    policy = pipeline.as_policy(options.task, num_inference_steps=options.steps)
+    policy = pipeline.as_policy(options.task, options.scheduler, num_inference_steps=options.steps)
     result = rollout(policy, options.env, seeds, **common)
     metrics = result.summary()
     print(metrics_table({public_name(options.pipeline): metrics}))
     if options.out:
         facts = {"environment": options.env, "noise": options.noise, "steps": options.steps, "seed": options.seed}
+        facts["scheduler"] = options.scheduler or ""
         write_json(Path(options.out), {**facts, "metrics": metrics, "versions": environment()})
     if options.video:
         chosen = {"good": int(result.max_reward.argmax()), "bad": int(result.max_reward.argmin())}

@@ -10,12 +10,17 @@ Scalars stay Python floats (double precision), so that `1 - t` is exact for ever
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
+
+Prediction = Literal["velocity", "noise", "mean"]
+"""What a network has learned, and so how it is sampled. velocity: a flow, by any flow scheduler; noise: a diffusion model, whose output is the
+noise in its input (epsilon), by the schedulers of its noise schedule; mean: a regression, whose one Euler step from zeros is E[data | condition].
+"""
 
 Time = TypeVar("Time", float, Tensor, float | Tensor)
 

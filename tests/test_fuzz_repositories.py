@@ -6,7 +6,12 @@ from contextlib import suppress
 import pytest
 import tiny_policies
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from hostile import MANY, byte_edits, deep, edited_header, edited_json, edits, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,13 +58,14 @@ KINDS = {
         {"condition": torch.randn(2, 4), "image_top": torch.ones(2, 2, 3, 16, 16, dtype=torch.uint8)},
     ),
     "chunks": lambda: (tiny_policies.build(ActionTransformer), FlowODEScheduler(), {"condition": torch.randn(2, 5)}),
+    "diffusion": lambda: (mlp(num_classes=0), DDIMScheduler(num_train_timesteps=100), {}),
     "residual": lambda: (
         ViscousFlowModel.from_base(unet(num_class_embeds=4), num_classes=3, hidden_dim=4, wiring="cascade"),
         DPMSolverMultistepScheduler(**FLOW),
         LABELS,
     ),
 }
-"""Every class a pipeline may name but one scheduler; of the residual the base is saved elsewhere."""
+"""Every class a pipeline may name but two schedulers; of the residual the base is saved elsewhere."""
 POLICY = {
     "policy": {
         "state_keys": ["state"],
@@ -80,7 +86,7 @@ def saved(tmp_path_factory):
     for kind, build in KINDS.items():
         model, scheduler, conditions = build()
         shape = [1, 8, 8] if "event_shape" not in model.config else model.config.event_shape
-        facts = {"event_shape": shape, **FACTS}
+        facts = {"event_shape": shape, **FACTS, **({"predicts": "noise"} if kind == "diffusion" else {})}
         cls, facts = (FlowPolicyPipeline, {**facts, **POLICY}) if kind == "policy" else (FlowPipeline, facts)
         pipe = cls(model, scheduler, facts, conditions)
         folder = tmp_path_factory.mktemp(kind)

@@ -8,7 +8,7 @@ from typing import Any
 from ..results import published
 from . import sections as s
 from .changes import changes_section
-from .front_matter import common, front_matter
+from .front_matter import KINDS, common, front_matter
 from .merge import assemble, merge_card
 
 
@@ -44,15 +44,16 @@ def pipeline_card(name: str, model: str, description: dict[str, Any], source: st
     shape = description.get("event_shape")
     what = f"makes samples of shape {tuple(shape)}" if shape else "makes samples"
     trained = f" It was trained with the coupling: {description['coupling']}." if description.get("coupling") else ""
+    tag, words = KINDS[description.get("predicts", "velocity")]
     conditions = "conditions = {name: rows[:4] for name, rows in pipeline.conditions.items()}  # none: unconditional"
     parts = {
         "title": s.title_section(name),
-        "summary": f"A flow-matching model (`{model}`) that {what}.{trained}\n\nNothing was measured for this card.",
+        "summary": f"{words} (`{model}`) that {what}.{trained}\n\nNothing was measured for this card.",
         "use": s.policy_usage(source, description, 16)
         if "policy" in description
         else s.usage(source, [conditions, "samples = pipeline(batch_size=4, **conditions).samples"]),
     }
-    return assemble(common(licence, shape), parts)
+    return assemble(common(licence, shape, tag), parts)
 
 
 def write_card(results: dict[str, Any], config: dict[str, Any], folder: Path, source: str = "pipeline") -> Path:

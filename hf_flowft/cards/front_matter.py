@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
+KINDS = {
+    "velocity": ("flow-matching", "A flow-matching model"),
+    "noise": ("diffusion", "A diffusion model, which predicts noise"),
+    "mean": ("regression", "A regression model, which predicts a mean"),
+}
+"""What a network predicts, as a tag of the Hub and as the beginning of a sentence."""
+
 
 def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The keys of the Hub: licence, library, task, base, data, metrics and the model-index.
 
     Only what is on the Hub is linked: a base or a data set from a folder is named in the text.
     """
-    metadata = common(config["hub"]["licence"], results["data"]["event_shape"])
+    tag = KINDS[results.get("predicts", "velocity")][0]
+    metadata = common(config["hub"]["licence"], results["data"]["event_shape"], tag)
     base = results["base_model"]
     if base is not None and base["source"] == "hub":
         metadata |= {"base_model": base["id"], "base_model_relation": base["relation"]}
@@ -23,13 +31,13 @@ def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, A
     return metadata | {"model-index": [{"name": results["name"], "results": measured}]}
 
 
-def common(licence: str | None, event_shape: list[int] | None) -> dict[str, Any]:
-    """What every pipeline of ours says; vectors have no task of the Hub."""
+def common(licence: str | None, event_shape: list[int] | None, tag: str = "flow-matching") -> dict[str, Any]:
+    """What every pipeline of ours says, with the `tag` of its kind; vectors have no task of the Hub."""
     metadata: dict[str, Any] = {"license": licence} if licence else {}
     metadata["library_name"] = "diffusers"
     if event_shape is not None and len(event_shape) == 3:
         metadata["pipeline_tag"] = "unconditional-image-generation"
-    return metadata | {"tags": ["flow-matching", "diffusers", "hf_flowft"]}
+    return metadata | {"tags": [tag, "diffusers", "hf_flowft"]}
 
 
 def hub_data(data: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import yaml
 
 from ..tables import metrics_table
 from .changes import memorisation
-from .front_matter import hub_data
+from .front_matter import KINDS, hub_data
 
 SETTINGS = ("data", "model", "objective", "pairs", "train", "eval")
 NOT_SETTINGS = {"train": ("resume_from_checkpoint", "report_to")}
@@ -28,7 +28,7 @@ def summary_section(results: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in data["counts"].items())
     start, seconds = _start(results), results["train"]["seconds"]
     lines = [
-        f"A flow-matching model (`{results['model']}`, {results['parameters']} parameters), {start} **{data['name']}**.",
+        f"{KINDS[results.get('predicts', 'velocity')][1]} (`{results['model']}`, {results['parameters']} parameters), {start} **{data['name']}**.",
         f"**{results['selection']['verdict']}**",
         f"Data: {_source(data)}; samples: {counts}.",
         f"Seed {results['seed']}; {results['train']['steps']} optimiser steps in {seconds:.0f} s.",

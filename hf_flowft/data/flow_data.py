@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,11 @@ class FlowData:
         dataset = self.splits[split]
         where = range(len(dataset)) if index is None else list(index)
         return self.reader.batch(dataset, where, f"split {split!r} of {self.name!r}")
+
+    def samples(self, split: str, index: Sequence[int] | None = None) -> Tensor:
+        """Rows of a split as `rows` gives them, without their conditions: (n, *event)."""
+        bare = replace(self, condition_columns={})
+        return bare.rows(split, index).x_1
 
     @property
     def reader(self) -> RowReader:

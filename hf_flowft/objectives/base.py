@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..conventions import Prediction
 from ..couplings import Shard
 from ..pairs import PairsConfig
 from ..times import TemperatureSchedule
@@ -37,6 +38,10 @@ class Objective(nn.Module):
     title: str = ""
     """The method's name in words, for the card; empty for `name`."""
     paper: Paper | None = None
+    predicts: Prediction = "velocity"
+    """What a network trained with it has learned: how it is sampled, judged and saved."""
+    scheduler: Any = None
+    """The noise schedule it was trained with, as diffusers' scheduler; None for a flow, which has none."""
     prefetch: bool = False
     """Whether `draw` is slow enough to be worth running in the background."""
 
@@ -62,8 +67,10 @@ class Objective(nn.Module):
 class ObjectiveContext:
     """What a run knows when it builds its objective from settings.
 
-    `reference`: the frozen base, None when training starts from nothing; `conditions`: rows of the base's own conditions; `base_coupling`: the
-    coupling it was trained with; `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data.
+    `reference`: the frozen base, None when training starts from nothing, or from what is no flow (`base_predicts`); `conditions`: rows of the base's
+    own conditions; `base_coupling`: the coupling it was trained with; `base_scheduler`: its noise schedule, of a base that predicts noise;
+    `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data, `extent`: their largest
+    magnitude, where an objective needs them.
     """
 
     event_shape: tuple[int, ...]
@@ -77,9 +84,14 @@ class ObjectiveContext:
     seed: int = 0
     variance: Tensor = None
     progress: bool = True
+    base_predicts: Prediction = "velocity"
+    base_scheduler: Any = None
+    extent: float = 1.0
 
     def require_reference(self, method: str) -> FrozenVelocity:
-        """The frozen base.  Raises: ValueError when the run has none."""
+        """The frozen base.  Raises: ValueError when the run has none, or one that is no flow."""
+        if self.base_predicts != "velocity":
+            raise ValueError(f"{method} fine-tunes a flow, but the base predicts the {self.base_predicts}.")
         if self.reference is None:
             raise ValueError(
                 f"{method} fine-tunes a pretrained model: set model.name to pretrained and model.path to its pipeline."

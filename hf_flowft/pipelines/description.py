@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from ..conventions import Prediction
 from ..models import ViscousFlowModel
 from ..models.bases import label_rows
 from ..models.observation import IMAGE_PREFIX
@@ -94,6 +95,7 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value_range": (_is_range, "[lowest, highest]"),
     "label_names": (_are_names, "a list of names"),
     "coupling": (lambda x: isinstance(x, str), "a name"),
+    "predicts": (lambda x: x in get_args(Prediction), f"one of {', '.join(get_args(Prediction))}"),
     "null_condition": (lambda x: x is None or _are_nulls(x), "an object of numbers, one condition each"),
     "policy": (_is_policy, "an object of state_keys, cameras, horizons and num_tasks"),
     "observation_normalisation": (lambda x: isinstance(x, dict) and all(map(_are_units, x.values())), UNITS),
@@ -108,7 +110,7 @@ def check_agreement(facts: dict[str, Any], model: ModelMixin) -> None:
         networks.append(model.config["base"])
         if rows > label_rows(model.base_model):
             raise ValueError(f"the pipeline's model takes {rows} labels, but its base {label_rows(model.base_model)}.")
-    shape = _event_shape(facts, model.config)
+    shape = event_shape(facts, model)
     for config in networks:
         _check_shape(config, shape)
     for key, value in facts.get("normalisation", {}).items():
@@ -130,9 +132,11 @@ def _check_fits(key: str, value: Any, shape: list[int]) -> None:
         ) from error
 
 
-def _event_shape(facts: dict[str, Any], config: Any) -> list[int]:
+def event_shape(facts: dict[str, Any], model: ModelMixin) -> list[int]:
+    """The shape of one sample, by the description or the config of the model.  Raises: ValueError when that is no shape."""
     if "event_shape" in facts:
         return facts["event_shape"]
+    config = model.config
     if "event_shape" in config:
         shape = list(config["event_shape"])
     else:

@@ -55,6 +55,12 @@ def grid_arguments(scheduler: Any, num_steps: int, sigmas: Sequence[float] | Non
     return {"sigmas": list(sigmas)}
 
 
+def refuse_noise(*given: Any) -> None:
+    """Raises: ValueError when latents, sigmas or a solver are given to a model that predicts the mean, which knows no noise."""
+    if any(value is not None for value in given):
+        raise ValueError("this model predicts the mean, in one step from zeros: give no latents, sigmas or solver.")
+
+
 def condition_tensors(
     size: int, class_labels: Any, condition: Any, wanted: Collection[str], num_labels: int
 ) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ KNOWN_CLASSES = OWN_CLASSES | {
         "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler",
         "UniPCMultistepScheduler",
+        "DDPMScheduler",
+        "DDIMScheduler",
         "DPMSolverMultistepScheduler",
     )
 }
@@ -122,7 +124,9 @@ def _load_scheduler(cls: Any, folder: Path) -> Any:
 def _check_numbers(config: dict[str, Any]) -> None:
     """Raises: ValueError for numbers out of proportion, of which a scheduler would make lists."""
     steps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
-    if steps != NUM_TRAIN_TIMESTEPS:
+    if config.get("prediction_type") == "epsilon":
+        _check_noise_schedule(steps, config)
+    elif steps != NUM_TRAIN_TIMESTEPS:
         raise ValueError(
             f"num_train_timesteps must be {NUM_TRAIN_TIMESTEPS}, as for every flow here, got {shown(steps)}."
         )
@@ -132,6 +136,15 @@ def _check_numbers(config: dict[str, Any]) -> None:
     for key in ("shift", "flow_shift"):
         if not 0 < config.get(key, 1) < math.inf:
             raise ValueError(f"{key} must be a number > 0, got {config[key]}.")
+
+
+def _check_noise_schedule(steps: int, config: dict[str, Any]) -> None:
+    """Raises: ValueError for timesteps that the lists of a scheduler of noise might not reach."""
+    if not 2 <= steps <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps must be 2 to {NUM_TRAIN_TIMESTEPS}, got {shown(steps)}.")
+    for key in ("trained_betas", "steps_offset"):
+        if config.get(key):
+            raise ValueError(f"{key} is given as {shown(config[key])}; noise schedules with one are not loaded here.")
 
 
 def try_out(scheduler: Any, event_shape: tuple[int, ...]) -> None:
@@ -145,7 +158,7 @@ def try_out(scheduler: Any, event_shape: tuple[int, ...]) -> None:
     if "generator" in inspect.signature(copy.step).parameters:
         options["generator"] = torch.Generator()
     try:
-        copy.set_timesteps(TRIAL_STEPS)
+        copy.set_timesteps(min(TRIAL_STEPS, copy.config.num_train_timesteps))
         for timestep in copy.timesteps:
             x = copy.step(torch.zeros_like(x), timestep, x, **options, return_dict=False)[0]
     except Exception as error:  # whatever a scheduler makes of a stranger's options

@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..data import FlowData
+from ..data import FlowData, Normalisation
 
 
 @dataclass
@@ -26,6 +26,18 @@ class FlowPipelineOutput(BaseOutput):
     def images(self) -> list[Image.Image] | np.ndarray | Tensor:
         """The samples, under the name image pipelines use."""
         return self.samples
+
+
+def to_output(
+    x: Tensor, output_type: str, normalisation: Normalisation, value_range: Sequence[float]
+) -> list[Image.Image] | np.ndarray | Tensor:
+    """Samples in model units (batch, *event) as `output_type` says: latent (as they are), pt, np or pil in data units."""
+    if output_type == "latent":
+        return x
+    data = normalisation.undo(x)
+    if output_type == "pt":
+        return data
+    return data.cpu().numpy() if output_type == "np" else to_pil(data, value_range)
 
 
 def to_pil(data: Tensor, value_range: Sequence[float]) -> list[Image.Image]:

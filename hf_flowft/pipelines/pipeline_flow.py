@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 from diffusers import ModelMixin, SchedulerMixin
-from PIL import Image
 from torch import Tensor
 
-from ..conventions import output_from_velocity, sigma_from_timestep, t_from_sigma, time_grid
+from ..conventions import Prediction, time_grid
 from ..data import Normalisation
 from ..likelihood import log_likelihood
 from ..models.bases import label_rows
+from ..sampling import regress
 from ..solvers import ADAPTIVE_METHODS, integrate, integrate_adaptive
 from ..velocity import GuidedVelocity, Velocity
-from .inputs import adaptive_method, check_names, check_output_type, condition_tensors, grid_arguments, starting_noise
-from .output import FlowPipelineOutput, to_pil
+from .denoising import check_scheduler, denoise, named_scheduler
+from .description import event_shape
+from .inputs import (
+    adaptive_method,
+    check_names,
+    check_output_type,
+    condition_tensors,
+    grid_arguments,
+    refuse_noise,
+    starting_noise,
+)
+from .output import FlowPipelineOutput, to_output
 from .saved import SavedPipeline
 
 MAX_CONDITIONS = 2048
@@ -32,7 +41,8 @@ class FlowPipeline(SavedPipeline):
         model: a diffusers-style flow model (`VelocityMLP`, `UNet2DModel`, `ViscousFlowModel` ...).
         scheduler: any flow scheduler.
         description: JSON-able facts: `event_shape`, `normalisation` {mean, std}, `is_image`, `value_range`, `label_names`, `coupling` it was trained
-            with, `null_condition` for guidance. `describe_data` makes it from a `FlowData`.
+            with, `null_condition` for guidance, `predicts` (velocity, noise or mean; see `conventions.Prediction`). `describe_data` makes it from a
+            `FlowData`.
         conditions: rows of the conditions it was trained under (at most 2048), for replay and self pairs; saved with the pipeline.
     """
 
@@ -66,12 +76,7 @@ class FlowPipeline(SavedPipeline):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        if "event_shape" in self.description:
-            return tuple(self.description["event_shape"])
-        if "event_shape" in self.model.config:
-            return tuple(self.model.config["event_shape"])
-        size = self.model.config["sample_size"]
-        return (self.model.config["in_channels"], *([size, size] if isinstance(size, int) else size))
+        return tuple(event_shape(self.description, self.model))
 
     @property
     def normalisation(self) -> Normalisation:
@@ -82,6 +87,20 @@ class FlowPipeline(SavedPipeline):
     def shift(self) -> float:
         """The shift of the scheduler's grid (1 for schedulers without one)."""
         return float(self.scheduler.config.get("shift", 1.0))
+
+    @property
+    def predicts(self) -> Prediction:
+        """What the network has learned: a velocity, unless the description says otherwise."""
+        return self.description.get("predicts", "velocity")
+
+    def with_scheduler(self, name: str) -> Self:
+        """The same network, sampled in another way; this pipeline stays as it is.
+
+        Args: `name`: ode, sde:0.5, ddpm, ddim, dpm ...; see `denoising.named_scheduler`.  Raises: ValueError for one that does not go with the network.
+        """
+        other, coupling = copy.copy(self), self.description.get("coupling", "unknown")
+        other.scheduler = named_scheduler(name, self.scheduler, self.predicts, coupling)
+        return other
 
     @property
     def num_timesteps(self) -> int:
@@ -142,7 +161,7 @@ class FlowPipeline(SavedPipeline):
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
         )
-        samples = self._output(x, output_type)
+        samples = to_output(x, output_type, self.normalisation, self.description.get("value_range", (0.0, 1.0)))
         self.maybe_free_model_hooks()
         return FlowPipelineOutput(samples, evaluations) if return_dict else (samples, evaluations)
 
@@ -163,35 +182,34 @@ class FlowPipeline(SavedPipeline):
         callback_inputs=("latents",),
     ) -> tuple[Tensor, int]:
         """Samples in model units (batch, *event) and the evaluations each took; `given`: conditions by name, the rest as `__call__`."""
-        velocity = self.velocity(guidance_scale)
+        network = self._network(guidance_scale)
         x = starting_noise((batch_size, *self.event_shape), generator, latents, self.device)
-        if solver is not None:
-            method = adaptive_method(solver)
-            solution = integrate_adaptive(velocity.field(given), x, (0.0, 1.0), method, rtol=rtol, atol=atol)
+        if self.predicts == "mean":
+            refuse_noise(latents, sigmas, solver)
+            x, self._num_timesteps = regress(network, x, given), 1
+        elif solver is not None:
+            field, method = self.velocity(guidance_scale).field(given), adaptive_method(solver)
+            solution = integrate_adaptive(field, x, (0.0, 1.0), method, rtol=rtol, atol=atol)
             x, self._num_timesteps = solution.x, solution.num_evaluations
         else:
-            x = self._denoise(velocity, x, given, num_inference_steps, sigmas, generator, callback, callback_inputs)
+            x = self._denoise(network, x, given, num_inference_steps, sigmas, generator, callback, callback_inputs)
         return x, self._num_timesteps * (1 if guidance_scale == 1 else 2)
 
-    def _denoise(self, velocity, x, given, num_steps, sigmas, generator, callback, callback_inputs) -> Tensor:  # type: ignore[no-untyped-def]
-        """The scheduler's loop: one network evaluation a timestep."""
+    def _denoise(self, network, x, given, num_steps, sigmas, generator, callback, callback_inputs) -> Tensor:  # type: ignore[no-untyped-def]
+        """The scheduler's loop, with its progress bar and callback."""
+        check_scheduler(self.scheduler, self.predicts)
         self.scheduler.set_timesteps(**grid_arguments(self.scheduler, num_steps, sigmas), device=x.device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        stochastic = (
-            {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
-        )
-        with self.progress_bar(total=len(timesteps)) as bar:
-            for index, timestep in enumerate(timesteps):
-                v = velocity(x, t_from_sigma(sigma_from_timestep(float(timestep))), **given)
-                x = self.scheduler.step(output_from_velocity(v), timestep, x, **stochastic, return_dict=False)[0]
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=self._num_timesteps) as bar:
+
+            def after_step(index: int, timestep: Tensor, x: Tensor) -> Tensor:
                 if callback is not None:
-                    local = {"latents": x}
-                    x = (callback(self, index, timestep, {name: local[name] for name in callback_inputs}) or {}).get(
-                        "latents", x
-                    )
+                    asked = {name: {"latents": x}[name] for name in callback_inputs}
+                    x = (callback(self, index, timestep, asked) or {}).get("latents", x)
                 bar.update()
-        return x
+                return x
+
+            return denoise(network, self.scheduler, x, given, generator, after_step)
 
     @torch.no_grad()
     def encode(
@@ -238,8 +256,16 @@ class FlowPipeline(SavedPipeline):
     def velocity(self, guidance_scale: float = 1.0) -> Velocity:
         """The model as a velocity field v(x, t, **condition), with guidance.
 
-        Raises: ValueError for guidance of a model that was trained without dropped conditions.
+        Raises: ValueError for a model that is no flow, and for guidance of one that was trained without dropped conditions.
         """
+        if self.predicts != "velocity":
+            raise ValueError(
+                f"this model predicts the {self.predicts}, not a velocity: encoding, likelihoods, adaptive solvers and the metrics of flows are not for it."
+            )
+        return self._network(guidance_scale)
+
+    def _network(self, guidance_scale: float) -> Velocity:
+        """Whatever the model predicts behind the door of `Velocity`; guidance is linear, so it is the same for all."""
         velocity = Velocity(self.model)
         if guidance_scale == 1:
             return velocity
@@ -263,13 +289,3 @@ class FlowPipeline(SavedPipeline):
                 f"give one label or condition a sample: {len(z)} samples, got {[len(v) for v in given.values()]}."
             )
         return given
-
-    def _output(self, x: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-        if output_type == "latent":
-            return x
-        data = self.normalisation.undo(x)
-        if output_type == "pt":
-            return data
-        if output_type == "np":
-            return data.cpu().numpy()
-        return to_pil(data, self.description.get("value_range", (0.0, 1.0)))

@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..data import Normalisation
-from ..models import ViscousFlowModel
+from ..models.looking import look
 from .output import POLICY_FACTS
 from .pipeline_flow import FlowPipeline
 from .receding import RecedingHorizon
@@ -119,10 +119,8 @@ class FlowPolicyPipeline(FlowPipeline):
         if len(rows) > 1:
             raise ValueError(f"the observations must have one row an environment each, got {sorted(rows)} rows.")
         given = {"condition": torch.cat(states, dim=2).flatten(1).to(self.device)} if states else {}
-        if images:
-            model = self.model.base_model if isinstance(self.model, ViscousFlowModel) else self.model
-            given["image_features"] = model.encode_images(**{key: x.to(self.device) for key, x in images.items()})
-        return given | self._tasks(task, rows.pop())
+        seen = look(self.model, {key: x.to(self.device) for key, x in images.items()})
+        return given | seen | self._tasks(task, rows.pop())
 
     def _tasks(self, task: int | Sequence[int] | None, rows: int) -> dict[str, Tensor]:
         known = int(self.policy["num_tasks"])
@@ -159,11 +157,17 @@ class FlowPolicyPipeline(FlowPipeline):
             )
         return values
 
-    def as_policy(self, task: int | None = None, **options: Any) -> Callable[..., np.ndarray]:
-        """The policy as `environments.rollout` calls it: (windows, generators) -> actions.  Args: `options`: of `__call__`."""
+    def as_policy(
+        self, task: int | None = None, scheduler: str | None = None, **options: Any
+    ) -> Callable[..., np.ndarray]:
+        """The policy as `environments.rollout` calls it: (windows, generators) -> actions.
+
+        Args: `scheduler`: the name of another one, see `with_scheduler`; `options`: of `__call__`.
+        """
+        pipeline = self if scheduler is None else self.with_scheduler(scheduler)
 
         def decide(observations: Observation, generators: list[torch.Generator]) -> np.ndarray:
-            return self(observations, task, generator=generators, **options).actions
+            return pipeline(observations, task, generator=generators, **options).actions
 
         return decide
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..hub import push_pipeline
 from ..models import BaseReference
 from ..repository import resolve_folder, shown
+from .denoising import check_scheduler
 from .description import check_agreement, check_description, load_conditions
 from .loading import load_component, pipeline_class_name, read_index, try_out, write_stub
 
@@ -93,6 +94,7 @@ class SavedPipeline(DiffusionPipeline):
         conditions = load_conditions(folder / CONDITIONS_FILE, components["model"] if "model" in own else None)
         pipeline = kind(**components, description=facts, conditions=conditions)
         if len(own) == 2:
+            check_scheduler(pipeline.scheduler, facts.get("predicts", "velocity"))
             try_out(pipeline.scheduler, pipeline.event_shape)
         pipeline.model.eval()
         return pipeline

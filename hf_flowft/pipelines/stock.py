@@ -23,6 +23,8 @@ def to_stock(pipeline: FlowPipeline) -> DDPMPipeline:
         raise ValueError(
             "diffusers' unconditional pipeline gives its network no labels: this model needs FlowPipeline."
         )
+    if pipeline.predicts != "velocity":
+        raise ValueError(f"only flows are exported as stock; this model predicts the {pipeline.predicts}.")
     low, high = _value_range(pipeline)
     if (pipeline.normalisation.mean, pipeline.normalisation.std) != ((low + high) / 2, (high - low) / 2):
         raise ValueError(

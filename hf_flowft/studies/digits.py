@@ -16,8 +16,9 @@ from ..randomness import keyed_generator
 from ..results import RESULTS_VERSION, add_baselines, environment, write_json
 from ..tables import markdown_table, number
 from ..training.config import RunConfig
-from ..training.pictures import pictured, pictured_samples, to_unit
+from ..training.pictures import pictured, to_unit
 from ..training.run import RunResult, load_data
+from ..training.samplers import Sampler
 from .common import run_or_reuse, study_config
 
 METHODS = {
@@ -128,8 +129,12 @@ def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunC
     data = load_data(config)
     batch = pictured(data, config.seed)
 
+    def samples(pipeline: FlowPipeline, shown: Batch, num_steps: int) -> torch.Tensor:
+        sampler = Sampler(config.eval, pipeline.shift)
+        return to_unit(sampler(pipeline.velocity(), shown.x_0, shown.condition, num_steps), data)
+
     def row(pipeline: FlowPipeline, num_steps: int) -> torch.Tensor:
-        return to_unit(pictured_samples(pipeline.velocity(), batch, num_steps), data)
+        return samples(pipeline, batch, num_steps)
 
     every = {"base": base.pipeline, **{name: run.pipeline for name, run in runs.items()}}
     figures.image_rows(
@@ -144,7 +149,7 @@ def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunC
     twice = pictured_twice(batch, config.seed)
 
     def wide(run: RunResult, num_steps: int) -> torch.Tensor:
-        return to_unit(pictured_samples(run.pipeline.velocity(), twice, num_steps), data)
+        return samples(run.pipeline, twice, num_steps)
 
     story = {
         "base, 16 steps": wide(base, 16),

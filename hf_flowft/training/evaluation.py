@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..conventions import time_grid
+from ..conventions import Prediction
 from ..data import FlowData
 from ..metrics.distances import energy_distance, energy_distance_by_label, frechet_distance
 from ..metrics.flow import adaptive_evaluations, held_out_loss, path_geometry
 from ..metrics.modes import diversity, nearest_distance
 from ..randomness import keyed_generator
 from ..results import mean_and_error
-from ..sampling import generate
 from ..velocity import Velocity
+from .samplers import Sampler
 from .settings import EvalConfig
 
 SampleMetric = Callable[[Tensor, Batch], float]
@@ -34,7 +34,7 @@ FLOW_NUMBERS = {
     "nearest_train_of_test": "neither",
     "diversity": "neither",
 }
-"""What the report says of the flow itself, and which direction is better."""
+"""What the report says of the flow itself and its samples, and which direction is better."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Evaluator:
     """Scores velocities on one data set, always with the same noise.
 
     Args: `data`; `config`; `seed`: of the noise; `shift`: of the sampler's grid; `features`: (n, *event) -> (n, k), for `frechet`; `metric`: a
-    user's own metric instead of the named ones; `rollouts`: (velocity, split, num_steps, repeat) -> one minus the reward, for policies.
+    user's own metric instead of the named ones; `rollouts`: (velocity, split, num_steps, repeat) -> one minus the reward, for policies;
+    `predicts`, `scheduler`: of the objective: what the networks have learned.
     """
 
     def __init__(
@@ -82,16 +83,14 @@ class Evaluator:
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
         rollouts: Callable[[Velocity, str, int, int], float] | None = None,
+        predicts: Prediction = "velocity",
+        scheduler: Any = None,
     ):
         self.rollouts = rollouts
-        self.data, self.config, self.seed, self.shift, self.features, self.user_metric = (
-            data,
-            config,
-            seed,
-            shift,
-            features,
-            metric,
-        )
+        self.sampler = Sampler(config, shift, predicts, scheduler)
+        self.select_steps = self.sampler.steps(config.select_num_steps)
+        self.report_steps = self.sampler.steps(config.report_num_steps)
+        self.data, self.config, self.seed, self.features, self.user_metric = data, config, seed, features, metric
         self.metric_name = getattr(metric, "__name__", "metric") if metric is not None else self._choose()
         if rollouts is not None:
             self.metric_name = "reward_shortfall"
@@ -112,17 +111,25 @@ class Evaluator:
                 f"{self.metric_name} needs two: hold more out, or choose eval.metric held_out_loss."
             )
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether there is a velocity, which has a loss and paths."""
+        return self.sampler.predicts == "velocity"
+
     def _choose(self) -> str:
+        if self.config.metric == "held_out_loss" and not self.is_flow:
+            raise ValueError(
+                f"eval.metric held_out_loss is that of a flow, but this model predicts the {self.sampler.predicts}: choose "
+                "reconstruction, or eval.environment for a policy."
+            )
         if self.config.metric != "auto":
             return self.config.metric
         if self.features is not None:
             return "frechet"
         vector_condition = any(key != "class_labels" for key in self.data.condition_columns)
-        return (
-            "energy"
-            if math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not vector_condition
-            else "held_out_loss"
-        )
+        if math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not vector_condition:
+            return "energy"
+        return "held_out_loss" if self.is_flow else "reconstruction"
 
     @property
     def selection_split(self) -> str:
@@ -143,9 +150,7 @@ class Evaluator:
 
     def samples(self, velocity: Velocity, held_out: Batch, num_steps: int, repeat: int) -> Tensor:
         """One sample for each held-out row, under its condition, from noise keyed by the repeat."""
-        x_0 = self._noise(held_out, repeat)
-        times = time_grid(num_steps, self.shift)
-        return generate(velocity, x_0, held_out.condition, times, self.config.solver, batch_size=self.config.batch_size)
+        return self.sampler(velocity, self._noise(held_out, repeat), held_out.condition, num_steps)
 
     def distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
         """The metric of one repeat on a split at a number of steps."""
@@ -159,6 +164,8 @@ class Evaluator:
             return float(self.user_metric(samples, held_out))
         if self.metric_name == "frechet":
             return float(frechet_distance(self.features(samples), self.features(held_out.x_1)))
+        if self.metric_name == "reconstruction":
+            return float((samples - held_out.x_1).square().mean())
         return energy_metric(samples, held_out)
 
     def _held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
@@ -174,27 +181,22 @@ class Evaluator:
         return Score(step, target, base)
 
     def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
-        steps = (
-            self.config.select_num_steps[:1] if self.metric_name == "held_out_loss" else self.config.select_num_steps
-        )
+        steps = self.select_steps[:1] if self.metric_name == "held_out_loss" else self.select_steps
         rows = [[self.distance(velocity, split, n, repeat) for n in steps] for repeat in range(self.config.num_repeats)]
         return [sum(row) / len(row) for row in rows]
 
     def settings(self) -> dict[str, Any]:
         """What the report depends on beside the model and the data; runs with the same can stand side by side."""
-        kept = ("solver", "report_num_steps", "num_repeats", "max_samples")
-        return {
-            "metric": self.metric_name,
-            **{key: getattr(self.config, key) for key in kept},
-            "seed": self.seed,
-        }
+        kept = {key: getattr(self.config, key) for key in ("num_repeats", "max_samples")}
+        sampled = {"solver": self.sampler.solver, "report_num_steps": self.report_steps}
+        return {"metric": self.metric_name, **sampled, **kept, "seed": self.seed}
 
     def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
         """Every number of the report, on the test splits: name -> value, count, direction; stderr, repeats and their values where noise is drawn."""
         metrics = self._curve(velocity, self.test_split, "target")
         if "base_test" in self.data.splits:
             metrics |= self._curve(velocity, "base_test", "base_domain")
-        return {**metrics, **self._flow_numbers(velocity, self.test_split)}
+        return {**metrics, **self._more_numbers(velocity, self.test_split)}
 
     def _curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
         count = len(self.held_out(split))
@@ -202,7 +204,7 @@ class Evaluator:
             values = [self.distance(velocity, split, 1, repeat) for repeat in range(self.config.num_repeats)]
             return {f"{domain}/held_out_loss": {**mean_and_error(values), "count": count, "direction": "lower"}}
         result = {}
-        for n in self.config.report_num_steps:
+        for n in self.report_steps:
             values = [self.distance(velocity, split, n, repeat) for repeat in range(self.config.num_repeats)]
             result[f"{domain}/{self.metric_name}@{n}"] = {
                 **mean_and_error(values),
@@ -211,30 +213,31 @@ class Evaluator:
             }
         return result
 
-    def _flow_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:
+    def _more_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:
         held_out = self.held_out(split).rows(slice(0, 256))
-        train = self.data.rows("train", range(min(self.data.counts["train"], self.config.max_samples))).x_1
+        train = self.data.samples("train", range(min(self.data.counts["train"], self.config.max_samples)))
         draws = [self._of_one_draw(velocity, held_out, train, repeat) for repeat in range(self.config.num_repeats)]
-        once = {
-            "nfe_dopri5": adaptive_evaluations(velocity, self._noise(held_out, "paths"), held_out.condition),
-            "nearest_train_of_test": nearest_distance(held_out.x_1, train),
-        }
         numbers = {name: mean_and_error([draw[name] for draw in draws]) for name in draws[0]}
-        numbers |= {name: {"value": float(value)} for name, value in once.items()}
+        numbers["nearest_train_of_test"] = {"value": float(nearest_distance(held_out.x_1, train))}
+        if self.is_flow:
+            evaluations = adaptive_evaluations(velocity, self._noise(held_out, "paths"), held_out.condition)
+            numbers["nfe_dopri5"] = {"value": float(evaluations)}
         return {
             name: {**numbers[name], "count": len(held_out), "direction": direction}
             for name, direction in FLOW_NUMBERS.items()
+            if name in numbers
         }
 
     def _of_one_draw(self, velocity: Velocity, held_out: Batch, train: Tensor, repeat: int) -> dict[str, float]:
+        samples = self.samples(velocity, held_out, max(self.report_steps), repeat)
+        numbers = {"nearest_train": nearest_distance(samples, train), "diversity": diversity(samples)}
+        if not self.is_flow:
+            return numbers
         geometry = path_geometry(velocity, self._noise(held_out, "paths", repeat), held_out.condition, num_steps=16)
-        samples = self.samples(velocity, held_out, max(self.config.report_num_steps), repeat)
-        return {
+        return numbers | {
             "held_out_loss": self._held_out_loss(velocity, held_out, repeat),
             "path_length": geometry.path_length,
             "straightness": geometry.straightness,
-            "nearest_train": nearest_distance(samples, train),
-            "diversity": diversity(samples),
         }
 
     def _noise(self, held_out: Batch, *key: int | str) -> Tensor:

@@ -195,6 +195,8 @@ class ViscosityConfig:
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
         """The base with its residual; only the residual is trained."""
         base = load_base(self.path, self.revision, data)
+        if base.predicts != "velocity":
+            raise ValueError(f"viscosity is for flows, but the model at {self.path} predicts the {base.predicts}.")
         options = {key: value for key, value in asdict(self).items() if key not in ("path", "revision")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(seed, "initialisation"))
@@ -237,9 +239,13 @@ def check_fits(base: FlowPipeline, path: str, data: FlowData) -> None:
         raise ValueError(
             f"the model at {path} makes samples of shape {base.event_shape}, but the data have shape {data.event_shape}."
         )
-    if base.conditions and set(base.conditions) != set(data.condition_columns):
+    taken, given = (
+        sorted(key for key in keys if not key.startswith(IMAGE_PREFIX))
+        for keys in (base.conditions, data.condition_columns)
+    )
+    if taken and taken != given:
         raise ValueError(
-            f"the model at {path} is conditioned on {sorted(base.conditions)}, but the data give {sorted(data.condition_columns) or 'no conditions'}."
+            f"the model at {path} is conditioned on {taken}, but the data give {given or 'no conditions'}."
         )
     if "class_labels" not in data.condition_columns:
         return

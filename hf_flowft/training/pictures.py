@@ -10,12 +10,11 @@ from torch import Tensor
 
 from .. import figures
 from ..batch import Batch
-from ..conventions import time_grid
 from ..data import FlowData
 from ..randomness import keyed_generator
-from ..sampling import generate
 from ..velocity import Velocity
 from .callbacks import Callback
+from .samplers import Sampler
 
 if TYPE_CHECKING:
     from .evaluation import Score
@@ -41,11 +40,6 @@ def _one_a_label(data: FlowData) -> bool:
     return data.is_image and set(data.condition_columns) == {"class_labels"}
 
 
-def pictured_samples(velocity: Velocity, batch: Batch, num_steps: int, shift: float = 1.0) -> Tensor:
-    """Samples for `pictured`, in model units."""
-    return generate(velocity, batch.x_0, batch.condition, time_grid(num_steps, shift))
-
-
 def to_unit(samples: Tensor, data: FlowData) -> Tensor:
     """Model units to [0, 1], as image files have them."""
     low, high = data.facts.get("value_range", (0.0, 1.0))
@@ -69,8 +63,9 @@ class SamplePictures(Callback):
         """Add a row and write the picture."""
         if self.batch is None:
             return
-        self.rows[f"step {score.step}"] = pictured_samples(
-            trainer.velocity, self.batch, self.num_steps, trainer.evaluator.shift
+        sampler = trainer.evaluator.sampler
+        self.rows[f"step {score.step}"] = sampler(
+            trainer.velocity, self.batch.x_0, self.batch.condition, self.num_steps
         )
         keep = list(self.rows)
         shown = {key: self.rows[key] for key in (keep if len(keep) <= 8 else [*keep[:: -(-len(keep) // 7)], keep[-1]])}
@@ -89,19 +84,19 @@ def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str
 
 
 def run_figures(
-    folder: Path, data: FlowData, models: dict[str, Velocity], results: dict[str, Any], seed: int, shift: float
+    folder: Path, data: FlowData, models: dict[str, Velocity], results: dict[str, Any], seed: int, sampler: Sampler
 ) -> list[str]:
     """Write the figures of a finished run; returns their paths within the folder.
 
-    `models`: "base" (where there is one) and "result", as fields.
+    `models`: "base" (where there is one) and "result", as fields; `sampler`: how they are sampled.
     """
     out = folder / "figures"
     if can_be_shown(data):
         batch = pictured(data, seed)
         rows = {
-            f"{name}, {n} step{'s' if n > 1 else ''}": pictured_samples(velocity, batch, n, shift)
+            f"{name}, {n} step{'s' if n > 1 else ''}": sampler(velocity, batch.x_0, batch.condition, n)
             for name, velocity in models.items()
-            for n in (1, 2, 16)
+            for n in sampler.steps([1, 2, 16])
         }
         show_samples(rows, data, out / "samples.png", "")
     history = results["train"]["history"]

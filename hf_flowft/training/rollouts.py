@@ -10,7 +10,6 @@ from diffusers import ModelMixin
 from ..environments.base import initial_seeds
 from ..environments.rollout import rollout
 from ..pipelines import FlowPipeline, FlowPolicyPipeline
-from ..schedulers import FlowODEScheduler
 from ..velocity import Velocity
 from .settings import EvalConfig
 
@@ -25,10 +24,8 @@ class Rollouts:
     Raises: ValueError when the pipeline is no policy.
     """
 
-    def __init__(
-        self, config: EvalConfig, pipeline: Callable[[ModelMixin], FlowPipeline], shift: float = 1.0, seed: int = 0
-    ):
-        self.config, self.pipeline, self.shift, self.seed = config, pipeline, shift, seed
+    def __init__(self, config: EvalConfig, pipeline: Callable[[ModelMixin], FlowPipeline], seed: int = 0):
+        self.config, self.pipeline, self.seed = config, pipeline, seed
 
     @torch.no_grad()
     def __call__(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
@@ -40,11 +37,11 @@ class Rollouts:
         policy = self.pipeline(velocity.model)
         if not isinstance(policy, FlowPolicyPipeline):
             raise ValueError("eval.environment needs a policy: data of the kind robot.")
-        policy.scheduler = FlowODEScheduler(solver=self.config.solver, shift=self.shift)
         policy.set_progress_bar_config(disable=True)
         episodes = self.config.episodes
+        scheduler = {"velocity": f"ode:{self.config.solver}", "noise": "ddim", "mean": None}[policy.predicts]
         result = rollout(
-            policy.as_policy(num_inference_steps=num_steps),
+            policy.as_policy(scheduler=scheduler, num_inference_steps=num_steps),
             self.config.environment,
             initial_seeds(STARTS[split], episodes, repeat * episodes),
             observation_horizon=policy.observation_horizon,

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import try_to_load_from_cache
 
 from ..batch import Batch
 from ..cards import write_card
+from ..conventions import Prediction
 from ..data import DATA, FlowData
-from ..data.flow_data import describe
-from ..models import ViscousFlowModel
 from ..models.bases import label_rows
-from ..objectives import Objective, ObjectiveContext, ReconstructionConfig, ReconstructionObjective
+from ..models.observation import IMAGE_PREFIX
+from ..objectives import (
+    NoisePredictionConfig,
+    Objective,
+    ObjectiveContext,
+    ReconstructionConfig,
+)
 from ..pairs import PairBuilder
 from ..pipelines import MAX_CONDITIONS, FlowPipeline, describe_data, make_pipeline
+from ..pipelines.denoising import named_scheduler
 from ..randomness import keyed_generator
-from ..results import RESULTS_VERSION, changes, environment, public_name, read_results, write_json
+from ..results import read_results, write_json
 from ..sampling import draw_rows
 from ..velocity import FrozenVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
 from .config import RunConfig
 from .folder import check_folder, write_config
-from .models import Trainee, ViscosityConfig
+from .models import Trainee
+from .outcome import run_results
 from .pictures import SamplePictures, run_figures
 from .publishing import Publisher
 from .rollouts import Rollouts
@@ -64,6 +70,7 @@ class Run:
         self.publisher = Publisher(config.hub, self._pipeline)
         self.context = self._context()
         self.objective: Objective = config.objective.build(self.context)
+        self._require_same_kind()
         self.trainer = FlowTrainer(
             self.trainee.model,
             self.data,
@@ -77,12 +84,25 @@ class Run:
             null_condition=self.null_condition,
             callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed), self.publisher),
             identity=config.as_dict(),
-            rollouts=Rollouts(config.eval, self._pipeline, self.shift, config.seed)
-            if config.eval.environment
-            else None,
+            rollouts=Rollouts(config.eval, self._pipeline, config.seed) if config.eval.environment else None,
         )
         if self.trainer.accelerator.is_main_process:
             write_config(self.folder, config)
+
+    def _require_same_kind(self) -> None:
+        """Raises: ValueError when the objective teaches something else than the base has learned."""
+        taught = self.objective.predicts
+        if self.base is not None and self.base.predicts != taught:
+            raise ValueError(
+                f"the model at {self.config.model.path} predicts the {self.base.predicts}, but the objective {self.objective.name} teaches the "
+                f"{taught}: choose another objective.name, or train from scratch."
+            )
+
+    @property
+    def scheduler(self) -> Any:
+        """What the result is sampled with: what it was judged with."""
+        noise = self.objective.scheduler
+        return self.trainee.scheduler if noise is None else named_scheduler("ddim", noise, "noise")
 
     @property
     def shift(self) -> float:
@@ -111,19 +131,25 @@ class Run:
         )
 
     def _context(self) -> ObjectiveContext:
-        objective = self.config.objective
-        needs_variance = isinstance(objective, ReconstructionConfig) and objective.covariance == "diagonal"
+        objective, base = self.config.objective, self.base
+        diagonal = isinstance(objective, ReconstructionConfig) and objective.covariance == "diagonal"
+        needed = diagonal or isinstance(objective, NoisePredictionConfig)
+        x_1 = self.data.samples("train") if needed else torch.ones(2, 1)
+        predicts: Prediction = base.predicts if base is not None else "velocity"
         return ObjectiveContext(
             event_shape=self.data.event_shape,
             num_steps=self.config.train.num_steps,
-            reference=self.reference,
-            conditions=self.base.conditions if self.base is not None else {},
+            reference=self.reference if predicts == "velocity" else None,
+            conditions=base.conditions if base is not None else {},
             base_coupling=self.base_coupling,
+            base_predicts=predicts,
+            base_scheduler=self.trainee.scheduler if predicts == "noise" else None,
             temperature=self.config.train.temperature,
             pairs=self.config.pairs,
             shift=self.shift,
             seed=self.config.seed,
-            variance=self.data.rows("train").x_1.var(dim=0) if needs_variance else None,
+            variance=x_1.var(dim=0) if diagonal else None,
+            extent=float(x_1.abs().max()),
             progress=self.progress,
         )
 
@@ -139,18 +165,28 @@ class Run:
 
         def build(version: int) -> Batch:
             generator = keyed_generator(self.config.seed, "pairs", version)
-            return builder.build(self.data.rows("train"), self._all_conditions(), generator)
+            data = self.data.rows("train")
+            seen = any(key.startswith(IMAGE_PREFIX) for key in data.condition)  # images are in no base's conditions
+            return builder.build(data, data.condition if seen else self._all_conditions(), generator)
 
         return BankRows(build, self.config.pairs.refresh_epochs)
 
     def _all_conditions(self) -> dict[str, torch.Tensor]:
-        """The base's own conditions and the training set's, as many of each: what the result is meant to serve."""
-        new = self.data.conditions("train")
-        old = self.base.conditions if self.base is not None else {}
+        """The base's own conditions and the training set's, as many of each: what the result is meant to serve. Images are too large to be kept."""
+        known = self.base.conditions if self.base is not None else {}
+        old = {key: value for key, value in known.items() if not key.startswith(IMAGE_PREFIX)}
+        new = self.data.conditions(
+            "train", [key for key in self.data.condition_columns if not key.startswith(IMAGE_PREFIX)]
+        )
         if not old or not new:
             return new or old
         size = max(len(next(iter(new.values()))), len(next(iter(old.values()))))
         return {key: torch.cat([_cycled(old[key], size), _cycled(new[key], size)]) for key in new}
+
+    @cached_property
+    def kept_conditions(self) -> dict[str, torch.Tensor]:
+        """The conditions that are saved with the pipeline."""
+        return draw_rows(self._all_conditions(), MAX_CONDITIONS, keyed_generator(self.config.seed, "kept"))
 
     def execute(self) -> RunResult:
         """Train and write the run folder: pipeline, results.json, config.yaml, README.md, figures, checkpoints.
@@ -164,10 +200,10 @@ class Run:
         pipeline = self._pipeline(result.model, result.improved)
         if result.stopped or not self.trainer.accelerator.is_main_process:
             return RunResult(pipeline, {}, self.folder)
-        results = self._results(result, result.seconds)
+        results = run_results(self, result)
         pipeline.save_pretrained(self.folder / "pipeline")
         results["figures"] = run_figures(
-            self.folder, self.data, self._models(result), results, self.config.seed, self.shift
+            self.folder, self.data, self.models(result), results, self.config.seed, self.trainer.evaluator.sampler
         )
         write_json(self.folder / "results.json", results)
         results = read_results(self.folder / "results.json")
@@ -194,78 +230,14 @@ class Run:
             description["null_condition"] = self.null_condition
         if "value_range" in known:
             description["value_range"] = known["value_range"]
-        conditions = draw_rows(self._all_conditions(), MAX_CONDITIONS, keyed_generator(self.config.seed, "kept"))
-        return make_pipeline(model, self.trainee.scheduler, description, conditions)
+        if self.objective.predicts != "velocity":
+            description["predicts"] = self.objective.predicts
+        return make_pipeline(model, self.scheduler, description, self.kept_conditions)
 
-    def _models(self, result: TrainResult) -> dict[str, Velocity]:
+    def models(self, result: TrainResult) -> dict[str, Velocity]:
         """The fields that are compared: the base, where there is one, and the result."""
         base = {} if self.reference is None else {"base": self.reference.to(self.trainer.accelerator.device)}
         return {**base, "result": Velocity(result.model)}
-
-    def _results(self, result: TrainResult, seconds: float) -> dict[str, Any]:
-        evaluator = self.trainer.evaluator
-        metrics = {name: evaluator.report(velocity) for name, velocity in self._models(result).items()}
-        return {
-            "format_version": RESULTS_VERSION,
-            "name": self.folder.name,
-            **self._method(),
-            "model": type(result.model).__name__,
-            "parameters": sum(p.numel() for p in result.model.parameters()),
-            "base": public_name(self.config.model.path) if self.base is not None else "",
-            "base_model": _base_model(self.config.model.path, self.config.model.revision)
-            if self.base is not None
-            else None,
-            "data": dict(describe(self.data)),
-            "conditions": sorted(self.data.condition_columns),
-            "labels": self.data.labels("train") if "class_labels" in self.data.condition_columns else [],
-            "seed": self.config.seed,
-            "selection": {
-                **result.selection.state(),
-                "metric": evaluator.metric_name,
-                "split": evaluator.selection_split,
-                "num_steps": self.config.eval.select_num_steps,
-                "best_step": result.step,
-                "improved": result.improved,
-                "verdict": self._verdict(result),
-            },
-            "test_split": evaluator.test_split,
-            "evaluation": evaluator.settings(),
-            "metrics": metrics,
-            "changes": changes(metrics["base"], metrics["result"]) if self.base is not None else {},
-            "baselines": {},
-            "train": {"steps": self.trainer.step, "seconds": seconds, "history": result.history},
-            "certificate": _certificate(result.model),
-            "environment": environment(),
-            "figures": [],
-        }
-
-    def _method(self) -> dict[str, Any]:
-        """What was done, in words and with its papers (that of MLE is also that of GAV)."""
-        gav = ReconstructionObjective.paper if isinstance(self.config.model, ViscosityConfig) else None
-        papers = dict.fromkeys(paper for paper in (self.objective.paper, gav) if paper is not None)
-        return {
-            "method": self.objective.name,
-            "method_title": self.objective.title or self.objective.name,
-            "method_in_words": self.config.objective.describe(self.context),
-            "trained_in_words": (inspect.getdoc(type(self.config.model)) or "").partition("\n")[0],
-            "papers": [paper._asdict() for paper in papers],
-        }
-
-    def _verdict(self, result: TrainResult) -> str:
-        return result.verdict if self.base is not None else result.verdict.replace("the base", "the untrained network")
-
-
-def _certificate(model: torch.nn.Module) -> list[str]:
-    return model.certificate().sentences() if isinstance(model, ViscousFlowModel) else []
-
-
-def _base_model(path: str, revision: str) -> dict[str, str]:
-    """Which model a run starts from: a name on the Hub at a commit, or the name of a folder, without the path to it."""
-    if Path(path).is_dir():
-        return {"id": public_name(path), "revision": "", "source": "local", "relation": "finetune"}
-    index = try_to_load_from_cache(path, "model_index.json", revision=revision or "main")
-    commit = Path(index).parent.name if isinstance(index, str) else revision  # snapshots/COMMIT/model_index.json
-    return {"id": path, "revision": commit, "source": "hub", "relation": "finetune"}
 
 
 def _cycled(x: torch.Tensor, size: int) -> torch.Tensor:

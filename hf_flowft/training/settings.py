@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..times import TemperatureSchedule
 
-METRIC_NAMES = ("auto", "energy", "frechet", "held_out_loss")
+METRIC_NAMES = ("auto", "energy", "frechet", "held_out_loss", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ class TrainConfig:
 class EvalConfig:
     """How models are compared. Lower is better for every selection metric; the base is always a candidate."""
 
-    metric: Literal["auto", "energy", "frechet", "held_out_loss"] = "auto"
+    metric: Literal["auto", "energy", "frechet", "held_out_loss", "reconstruction"] = "auto"
     """What selects the model, on the validation split. energy: energy distance of samples to held-out data, within labels where there are labels;
-    frechet: Frechet distance on the features handed to the trainer; held_out_loss: flow-matching loss at fixed noise and times. auto: frechet where
-    features are given, energy for vectors and images of up to 256 numbers, held_out_loss otherwise."""
+    frechet: Frechet distance on the features handed to the trainer; held_out_loss: flow-matching loss at fixed noise and times; reconstruction: mean
+    squared error of one sample under each held-out condition. auto: frechet where features are given, energy for vectors and images of up to 256
+    numbers, held_out_loss otherwise (reconstruction for what is no flow)."""
     environment: str = ""
     """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
     reached reward, from validation starts, and from test starts in the report. Reconstruction and loss are no proxies for control."""

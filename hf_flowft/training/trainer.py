@@ -80,7 +80,8 @@ class FlowTrainer:
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
         drop = train.condition_dropout
         self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
-        self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric, rollouts)
+        learned = (objective.predicts, objective.scheduler)
+        self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric, rollouts, *learned)
         self.selection = Selection(evaluation)
         self.step, self.history = 0, list[dict[str, float]]()
         self.seconds_before, self.started = 0.0, time.perf_counter()
