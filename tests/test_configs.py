@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import SMALL_RUN, kind_of, pretrained
-from tiny_policies import pusht_policy
+from tiny_policies import stand_in, untrained
 
 from hf_flowft import Callback, FlowPipeline, FlowPolicyPipeline, Run, load_config
 
@@ -18,9 +18,10 @@ SMALLER = {
     "digits": ["--data.train_size=20"],
     "images": ["--data.train_size=20", "--data.resolution=8"],
     "vectors": ["--data.train_size=20"],
-    "robot": ["--eval.episodes=1", "--eval.num_repeats=1", "--eval.report_num_steps=[1]"],
+    "robot": ["--eval.episodes=1", "--eval.num_repeats=1", "--eval.report_num_steps=[1]", "--data.train_size=0"],
     "mlp": ["--model.hidden_dim=16", "--model.num_layers=1"],
     "unet2d": ["--model.channels=[8,8]", "--model.layers_per_block=1", "--model.norm_groups=4"],
+    "unet1d": ["--model.channels=[8,16]", "--model.groups=4", "--model.embedding_dim=8", "--model.image_widths=[8,16]"],
     "viscosity": ["--model.hidden_dim=8"],
     "gft": ["--objective.replay_samples=16"],
     "mle": ["--pairs.num_pairs=16", "--pairs.repeats=1", "--pairs.num_steps=2"],
@@ -29,12 +30,33 @@ SMALLER = {
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """A pretrained pipeline for each kind of data, saved once, and demonstrations for policies."""
+    """A pretrained pipeline for each kind of data, saved once."""
     folder = tmp_path_factory.mktemp("bases")
     for kind in ("toy", "digits"):
         pretrained(kind).save_pretrained(folder / kind)
-    pusht_policy(folder / "demonstrations").save_pretrained(folder / "robot")
     return folder
+
+
+def policy_words(path, bases):
+    """Settings that train a policy on small stand-ins: demonstrations as its config expects them, and the base of its base's config."""
+    config = loaded(path)
+    if config.eval.environment:
+        pytest.importorskip("gym_pusht", reason="the simulators of hf_flowft[policy] are not installed")
+    base = getattr(config.model, "path", "")
+    start = FOLDER / f"{Path(base).parts[1]}.yaml" if base else path
+    folder, smaller = bases / start.stem, smaller_words(start)
+    if not folder.is_dir():
+        users = [other.data for other in map(loaded, CONFIGS) if getattr(other.data, "path", "") == config.data.path]
+        tasks = dict.fromkeys(task for data in users for task in data.tasks) or ["push"]
+        stand_in(folder, list(tasks), config.data.cameras)
+        made_by = load_config(start, [*SMALL_RUN, *smaller, f"--data.path={folder}", f"--output_dir={folder}"])
+        untrained(made_by).save_pretrained(folder / "pipeline")
+    return [f"--data.path={folder}", *([f"--model.path={folder / 'pipeline'}"] if base else [])]
+
+
+def smaller_words(path):
+    """What makes the data and models of a config small."""
+    return [word for name in names(loaded(path)) for word in SMALLER.get(name, [])]
 
 
 loaded = functools.cache(load_config)
@@ -66,12 +88,11 @@ def test_it_says_what_it_is_and_where_its_base_comes_from(path):
 def test_it_trains_and_writes_everything(path, bases, tmp_path):
     """Two steps; then pipeline, results, settings, card and figures are there and agree with each other."""
     config = loaded(path)
-    smaller = [word for name in names(config) for word in SMALLER.get(name, [])]
-    if getattr(config.model, "path", ""):
-        smaller.append(f"--model.path={bases / kind_of(config)}")
+    smaller = smaller_words(path)
     if kind_of(config) == "robot":
-        pytest.importorskip("gym_pusht", reason="the simulators of hf_flowft[policy] are not installed")
-        smaller.append(f"--data.path={bases / 'demonstrations'}")
+        smaller += policy_words(path, bases)
+    elif getattr(config.model, "path", ""):
+        smaller.append(f"--model.path={bases / kind_of(config)}")
     folder = tmp_path / "run"
     config = load_config(path, [*SMALL_RUN, *smaller, f"--output_dir={folder}"])
     watch = Watch()
@@ -118,8 +139,11 @@ def check_run_folder(folder, config):
     pipeline = FlowPipeline.from_pretrained(folder / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline, FlowPolicyPipeline):
-        known = pipeline.description["observation_normalisation"].items()
-        samples = torch.tensor(pipeline({k: torch.zeros(2, 2, len(v["mean"])) for k, v in known}).chunk)
+        seen = {
+            k: torch.zeros(2, 2, len(v["mean"])) for k, v in pipeline.description["observation_normalisation"].items()
+        }
+        seen |= {key: torch.zeros(2, 2, 96, 96, 3, dtype=torch.uint8) for key in pipeline.policy["cameras"].values()}
+        samples = torch.tensor(pipeline(seen, 0 if pipeline.policy["num_tasks"] else None).chunk)
     else:
         given = {key: value[:2] for key, value in pipeline.conditions.items()} or {"batch_size": 2}
         samples = pipeline(**given, num_inference_steps=1, output_type="pt").samples

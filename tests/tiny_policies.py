@@ -37,11 +37,15 @@ def build(cls, observed="states", seed=0, **options):
     """A small network with no weight left at zero."""
     torch.manual_seed(seed)
     chosen = {"event_shape": [8, 2], "image_widths": [8, 16], **SMALL[cls], **OBSERVED[observed], **options}
-    model = cls(**chosen)
+    return _fill(cls(**chosen)).eval()
+
+
+def _fill(model):
+    """The model with noise in place of weights that are zero."""
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
-    return model.eval()
+    return model
 
 
 def inputs(model, generator, batch=4):
@@ -89,13 +93,30 @@ def _picture(end: torch.Tensor) -> torch.Tensor:
 
 def pusht_policy(folder) -> FlowPolicyPipeline:
     """An untrained policy of Push-T, and in `folder` the demonstrations (of random numbers) it stands to be trained on."""
-    random = np.random.default_rng(0)
-    shapes = {"observation.state": 2, "observation.environment_state": 16, "action": 2}
-    episodes = [
-        {key: random.uniform(0, 512, (20, size)).astype(np.float32) for key, size in shapes.items()} for _ in range(20)
-    ]
-    write_lerobot(folder, episodes, fps=10, task="push")
-    data = load_robot(RobotConfig(path=str(folder)))
+    data = load_robot(RobotConfig(path=str(stand_in(folder))))
     conditions = data.rows("train").condition
     model = network(data, condition_dim=conditions["condition"].shape[1])
     return FlowPolicyPipeline(model, FlowODEScheduler(), describe_data(data, "independent"), conditions)
+
+
+def stand_in(folder, tasks=("push",), cameras=()):
+    """Twenty demonstrations of random numbers, in the sizes of Push-T or Meta-World by the name of the tasks, and with pictures of cameras."""
+    random = np.random.default_rng(0)
+    arm = tasks[0].startswith("metaworld/")
+    sizes = {"observation.state": 4, "observation.environment_state": 39, "action": 4}
+    shapes = sizes if arm else {"observation.state": 2, "observation.environment_state": 16, "action": 2}
+    episodes = []
+    for _ in range(20):
+        episode = {key: random.uniform(0, 512, (20, size)).astype(np.float32) for key, size in shapes.items()}
+        pictures = {key: random.integers(0, 256, (20, 96, 96, 3), dtype=np.uint8) for key in cameras}
+        episodes.append(episode | pictures)
+    return write_lerobot(folder, episodes, fps=80 if arm else 10, tasks=[tasks[n % len(tasks)] for n in range(20)])
+
+
+def untrained(config) -> FlowPolicyPipeline:
+    """The policy a run of this config would start with, with no weight left at zero."""
+    data = load_robot(config.data)
+    trainee = config.model.build(data, data.num_classes, 0)
+    _fill(trainee.model)
+    conditions = data.conditions("train")
+    return FlowPolicyPipeline(trainee.model, trainee.scheduler, describe_data(data, "independent"), conditions)
