@@ -111,6 +111,9 @@ def test_rows_start_from_rows_and_are_measured_against_rows():
         assert not row.config or (study_config(row.config, {}).objective is not None)
         assert row.start in ("", *study.ROWS)
         assert row.control in ("", *study.ROWS)
+    order = [name for wave in study.waves() for name in wave]
+    assert order == list(study.ROWS)
+    assert not any(study.ROWS[name].start in wave for wave in study.waves() for name in wave)
 
 
 @pytest.mark.slow

@@ -65,11 +65,8 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3, epis
     path = data or str(plan_demonstrations(folder / "demonstrations", 4 if quick else 200))
     study = PolicyStudy(folder, path, episodes, quick)
     study.cells()
-    for stage in (
-        [name for name, row in ROWS.items() if not row.start],
-        [name for name, row in ROWS.items() if row.start],
-    ):
-        work = [(name, seed) for name in stage for seed in range(seeds)]
+    for wave in waves():
+        work = [(name, seed) for name in wave for seed in range(seeds)]
         if jobs == 1:
             for name, seed in work:
                 measure(study, name, seed)
@@ -77,6 +74,16 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3, epis
             with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
                 pool.starmap(partial(measure, study), work, chunksize=1)
     write_report(folder, ROWS, seeds, study.cells(), episodes)
+
+
+def waves() -> list[list[str]]:
+    """The rows in their order, cut where one starts from another of the same part: the rows of a part can be made side by side."""
+    found: list[list[str]] = [[]]
+    for name, row in ROWS.items():
+        if row.start in found[-1]:
+            found.append([])
+        found[-1].append(name)
+    return found
 
 
 def plan_demonstrations(folder: Path, number: int) -> Path:

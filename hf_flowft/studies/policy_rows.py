@@ -59,6 +59,12 @@ def _gav(title: str, structure: str, start: str = "base", group: Group = "conver
     return Row(title, (group,), "pusht_gav", start, given, (4,), control_of(start))
 
 
+def _baseline(title: str, options: dict[str, Any], **row: Any) -> Row:
+    """Trained from nothing as the base is, but otherwise."""
+    steps = row.get("steps", (4,))[0]
+    return Row(title, ("converged",), "pusht_base", options=deployed(steps) | options, control="plain", **row)
+
+
 def deployed(steps: int) -> dict[str, Any]:
     """A run that is selected and reported at the number of steps it is meant for."""
     return {"eval.select_num_steps": [steps], "eval.report_num_steps": [steps]}
@@ -113,5 +119,11 @@ ROWS: dict[str, Row] = {
     ),
     "early_gav": _gav("GAV gradient (P1), bank", "gradient", "early", "early"),
     "early_self": Row("MLE, self, random N", ("early",), "pusht_few_steps", "early", steps=(2, 1, 4), control="early_plain"),
+    "sde": Row("base, SDE sampling", ("converged",), start="base", steps=(16,), control="plain", sampling={"scheduler": "sde"}),
+    "bc": _baseline("behaviour cloning", {"objective.name": "bc"}, steps=(1,)),
+    "ddim": _baseline("noise prediction, DDIM", {"objective.name": "noise_prediction"}, steps=(16,), sampling={"scheduler": "ddim"}),
+    "transformer": _baseline("flow matching, transformer", {"model.name": "transformer1d", "model.hidden_dim": 128, "model.num_layers": 4}),
+    "ddpm": Row("noise prediction, DDPM", ("converged",), start="ddim", steps=(100,), control="plain", sampling={"scheduler": "ddpm"}),
+    "dpm": Row("noise prediction, DPM-Solver++", ("converged",), start="ddim", steps=(16,), control="plain", sampling={"scheduler": "dpm"}),
 }  # fmt: skip
 """In the order in which they are trained: what matters most first."""
