@@ -113,6 +113,7 @@ LEVELS += [
     for section, kinds in KINDS.items()
     for name, kind in kinds.items()
     for level in paths(kind, section)
+    if level[1]
 ]
 
 
@@ -137,7 +138,8 @@ def test_unknown_settings_are_told_the_nearest(kind, level):
             r"data.name must be one of toy, digits, images, vectors, robot, got 'digit'\. Did you mean 'digits'\?",
         ),
         ("--model.name=unet", r"got 'unet'\. Did you mean 'unet2d'\?"),
-        ("--objective.name=mlee", r"objective.name must be one of fm, gft, mle, got 'mlee'\. Did you mean 'mle'\?"),
+        ("--objective.name=mlee", r"objective.name must be one of fm, gft, mle, .*, got 'mlee'\. Did you mean 'mle'\?"),
+        ("--objective={name: bc, rate: 1}", r"unknown setting objective.rate\. Known here: none\."),
         ("--objective.name=[fm]", r"got \['fm'\]"),
         ("--data.name=", "must be one of toy"),
         (

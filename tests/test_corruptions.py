@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_flowft.environments import Corruption, EpisodeCorruption, augment, parse_corruptions
+from hf_flowft.environments import Corruption, EpisodeCorruption, augment, augment_images, parse_corruptions
 
 UNITS = {"state": {"mean": [10.0, -5.0], "std": [2.0, 0.5]}}
 STATE = np.array([12.0, -5.5], dtype=np.float32)
@@ -149,6 +149,30 @@ def test_augmentation_follows_the_same_laws():
     ordered = torch.arange(10.0).repeat(3, 1)
     assert torch.equal(augmented("freeze:1", ordered), torch.arange(5.0).repeat(3, 2))
     assert torch.equal(augmented("", condition), condition)
+
+
+def test_pictures_are_augmented_like_those_of_a_rollout():
+    """Spread in half ranges, pixels of all channels together, pictures as a whole; grey levels stay grey levels."""
+    images = torch.full((400, 2, 3, 8, 8), 100, dtype=torch.uint8)
+    images[:, 1] = 101
+
+    def corrupted(text, seed=0):
+        return augment_images(images, parse_corruptions(text), torch.Generator().manual_seed(seed))
+
+    noisy = corrupted("gaussian:0.2").float()
+    assert noisy[:, 0].std().item() == pytest.approx(0.2 * 127.5, rel=0.05)
+    peppered = corrupted("salt_pepper:0.1")
+    hit = peppered != images
+    assert hit.float().mean().item() == pytest.approx(0.1, rel=0.1)
+    assert (hit == hit[:, :, :1]).all()
+    assert set(peppered[hit].tolist()) == {0, 255}
+    dropped = (corrupted("drop:0.3") == 0).flatten(2)
+    assert (dropped.all(dim=2) == dropped.any(dim=2)).all()
+    assert dropped.float().mean().item() == pytest.approx(0.3, rel=0.1)
+    assert (corrupted("freeze:1") == 100).all()
+    assert torch.equal(corrupted(""), images)
+    assert noisy.numel() == images.numel()
+    assert corrupted("gaussian:5").dtype == torch.uint8
 
 
 def test_augmentation_errors():

@@ -1,7 +1,7 @@
 """Simulated tasks for policies: environments, scripted demonstrations, corruptions, rollouts and videos (extra `policy`)."""
 
 from .base import SEEDS, Environment, Observation, Step, initial_seeds
-from .corruptions import Corruption, EpisodeCorruption, augment, parse_corruptions
+from .corruptions import Corruption, EpisodeCorruption, augment, augment_images, parse_corruptions
 from .demonstrations import Attempts, Demonstration, demonstrate, write_demonstrations
 from .episode import action_jerk
 from .known import ENVIRONMENTS, make_environment
@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "action_jerk",
     "augment",
+    "augment_images",
     "demonstrate",
     "expert_policy",
     "good_and_bad",

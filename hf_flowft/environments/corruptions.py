@@ -172,8 +172,7 @@ def augment(
     state keys, in their order; `generator`: on the CPU.  Returns: a new tensor of that shape, dtype and device.
     Raises: ValueError for a delay, which is none of observations, or a width that is not the product.
     """
-    if any(part.kind == "delay" for part in corruptions):
-        raise ValueError("delay changes when actions are executed: it can't augment observations; leave it out here.")
+    require_sensors(corruptions)
     width = sum(sensor_sizes)
     if condition.ndim != 2 or condition.shape[1] != observation_horizon * width:
         raise ValueError(
@@ -201,7 +200,42 @@ def _augment_part(windows: Tensor, part: Corruption, generator: torch.Generator,
     hit = hit.repeat_interleave(torch.tensor(list(sensor_sizes), device=windows.device), dim=-1)
     if part.kind == "drop":
         return windows.masked_fill(hit, 0.0)
+    return _frozen(windows, hit)
+
+
+def _frozen(windows: Tensor, hit: Tensor) -> Tensor:
+    """Windows (batch, observation_horizon, ...) in which a reading that is hit is the last one again; the first has none before it."""
     readings = [windows[:, 0]]
     for step in range(1, windows.shape[1]):
         readings.append(torch.where(hit[:, step], readings[-1], windows[:, step]))
     return torch.stack(readings, dim=1)
+
+
+def augment_images(images: Tensor, corruptions: Sequence[Corruption], generator: torch.Generator) -> Tensor:
+    """The corruptions on a batch of pictures of one camera, as `augment` on states; a picture is one sensor.
+
+    Args: `images`: (batch, observation_horizon, channels, height, width), grey levels 0 to 255; `generator`: on the CPU.
+    Returns: a new tensor of that shape, dtype and device.  Raises: ValueError for a delay.
+    """
+    require_sensors(corruptions)
+    batch, horizon, _, height, width = images.shape
+    seen = images.clone()
+    for kind, level in corruptions:
+        shape = (batch, horizon, 1, height, width) if kind == "salt_pepper" else (batch, horizon, 1, 1, 1)
+        if kind == "gaussian":
+            noise = 127.5 * level * torch.randn(seen.shape, generator=generator).to(seen.device)
+            seen = (seen + noise).round().clamp(0, 255).to(images.dtype)
+            continue
+        hit = (torch.rand(shape, generator=generator) < level).to(seen.device)
+        if kind == "salt_pepper":
+            value = 255 * torch.randint(0, 2, shape, generator=generator).to(seen)
+            seen = torch.where(hit, value, seen)
+        else:
+            seen = seen.masked_fill(hit, 0) if kind == "drop" else _frozen(seen, hit)
+    return seen
+
+
+def require_sensors(corruptions: Sequence[Corruption]) -> None:
+    """Raises: ValueError for a delay, which is of actions, where observations are augmented."""
+    if any(part.kind == "delay" for part in corruptions):
+        raise ValueError("delay changes when actions are executed: it can't augment observations; leave it out here.")

@@ -39,7 +39,7 @@ def run_or_reuse(config: RunConfig, callbacks: tuple[Callback, ...] = ()) -> Run
     """
     folder = Path(config.output_dir)
     settings = folder / "config.yaml"
-    if settings.is_file() and yaml.safe_load(settings.read_text()) != config.as_dict():
+    if settings.is_file() and load_config(settings).as_dict() != config.as_dict():
         raise ValueError(f"{folder} holds a run with other settings: delete it, or give the study another folder.")
     if (folder / "results.json").is_file():
         tqdm.write(f"{folder.name}: reusing what is there")

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..batch import Batch
 from ..couplings import Shard
 from ..data import FlowData
+from ..environments.corruptions import augment, augment_images, parse_corruptions, require_sensors
+from ..models.observation import IMAGE_PREFIX
 from ..objectives import Objective
 from ..randomness import keyed_generator
 from .loading import LoaderRows, StreamRows, prefetched
@@ -126,8 +128,9 @@ def drawn_batches(
     start: int,
     seed: int,
     condition_dropout: ConditionDropout | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[Batch]:
-    """The batches of the steps from `start` on with everything drawn for them: noise, times, pairs, dropped conditions.
+    """The batches of the steps from `start` on with everything drawn for them: noise, times, pairs, corrupted and dropped conditions.
 
     Runs ahead in a background thread when the objective's draws are slow and there is a single process (a collective never runs in a thread).
     """
@@ -135,11 +138,48 @@ def drawn_batches(
 
     def draws() -> Iterator[Batch]:
         for step, batch in enumerate(rows.batches(order, start), start):
+            if augmentation is not None:
+                batch = augmentation(batch, keyed_generator(seed, "augment", step), shard)
             if condition_dropout is not None:
                 batch = condition_dropout(batch, keyed_generator(seed, "dropout", step), shard)
             yield objective.draw(batch, keyed_generator(seed, "draw", step), shard)
 
     return prefetched(draws()) if objective.prefetch and shard.world_size == 1 else draws()
+
+
+class Augmentation:
+    """Worse sensors in training: each batch's observations with corruptions such as "gaussian:0.02+drop:0.05", drawn anew for every window.
+
+    Args: `text`: as for `parse_corruptions`; `data`: whose observations are corrupted, states in their units and pictures.
+    Raises: ValueError for data that are not of a robot, and for corruptions that are not understood, or of actions.
+    """
+
+    def __init__(self, text: str, data: FlowData):
+        self.corruptions = parse_corruptions(text)
+        require_sensors(self.corruptions)
+        if "policy" not in data.facts:
+            raise ValueError(
+                f"train.augment {text!r} corrupts what a robot observes, but {data.name!r} are no demonstrations of one (data.name robot): leave it empty."
+            )
+        policy, observed = data.facts["policy"], data.facts["observation_normalisation"]
+        self.horizon = policy["observation_horizon"]
+        self.sizes = [len(observed[key]["mean"]) for key in policy["state_keys"]]
+
+    def __call__(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
+        """The batch as worse sensors would have seen it; drawn for the effective batch, so that processes change nothing."""
+        return batch.with_condition(
+            {key: self._corrupted(key, value, generator, shard) for key, value in sorted(batch.condition.items())}
+        )
+
+    def _corrupted(self, key: str, value: Tensor, generator: torch.Generator, shard: Shard) -> Tensor:
+        if key != "condition" and not key.startswith(IMAGE_PREFIX):
+            return value
+        everywhere = value.new_zeros(len(value) * shard.world_size, *value.shape[1:])
+        shard.rows(everywhere)[:] = value
+        if key == "condition":
+            sizes = {"observation_horizon": self.horizon, "sensor_sizes": self.sizes}
+            return shard.rows(augment(everywhere, self.corruptions, generator, **sizes))
+        return shard.rows(augment_images(everywhere, self.corruptions, generator))
 
 
 class ConditionDropout:

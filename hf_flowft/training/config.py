@@ -269,7 +269,7 @@ def _require_known(values: dict[str, Any], known: Sequence[str], prefix: str) ->
     for key in values:
         if key not in known:
             raise ValueError(
-                f"unknown setting {prefix}{_printed(key)}.{_nearest(key, known)} Known here: {', '.join(known)}."
+                f"unknown setting {prefix}{_printed(key)}.{_nearest(key, known)} Known here: {', '.join(known) or 'none'}."
             )
 
 

@@ -38,6 +38,8 @@ MAY_CHANGE = (
     "eval.patience",
 )
 """Settings a resumed run may change without becoming another run."""
+NEWER = {"train.augment": ""}
+"""Settings that older checkpoints do not name, and what they were there."""
 
 
 def save(trainer: FlowTrainer) -> None:
@@ -164,7 +166,7 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> 
 
     Raises: CheckpointError naming every difference that makes it another run.
     """
-    before, after = flatten(saved), flatten(now)
+    before, after = NEWER | flatten(saved), NEWER | flatten(now)
     changed = {
         key: f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..environments.corruptions import parse_corruptions
 from ..times import TemperatureSchedule
 
 METRIC_NAMES = ("auto", "energy", "frechet", "held_out_loss", "reconstruction")
@@ -41,6 +42,8 @@ class TrainConfig:
     """How the decay grows over the first steps."""
     condition_dropout: float = 0.0
     """Probability of training without the condition, for classifier-free guidance."""
+    augment: str = ""
+    """For robots: corruptions of the observations in training, such as gaussian:0.02+drop:0.05, drawn anew for every batch; empty for none."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of the network; times and solver states stay float32."""
     gradient_checkpointing: bool = False
@@ -66,6 +69,7 @@ class TrainConfig:
             raise ValueError(
                 f"train.batch_size {self.batch_size} must be a multiple of gradient_accumulation_steps {self.gradient_accumulation_steps}."
             )
+        parse_corruptions(self.augment)
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
         for key in (

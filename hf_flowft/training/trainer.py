@@ -23,7 +23,7 @@ from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
 from ..velocity import Velocity
 from . import resume
-from .batches import ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
+from .batches import Augmentation, ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
 from .callbacks import Callback
 from .checkpoint import CheckpointError, checkpoint_path, list_checkpoints
 from .ema import EMA, copy_into
@@ -80,6 +80,7 @@ class FlowTrainer:
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
         drop = train.condition_dropout
         self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
+        self.augmentation = Augmentation(train.augment, data) if train.augment else None
         learned = (objective.predicts, objective.scheduler)
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric, rollouts, *learned)
         self.selection = Selection(evaluation)
@@ -134,7 +135,8 @@ class FlowTrainer:
             self.order = SampleOrder(len(self.rows), self.config.batch_size, self.seed, shard)
             if not self.selection.scores:
                 self._evaluate()
-            batches = drawn_batches(self.rows, self.order, self.objective, self.step, self.seed, self.dropout)
+            changes = (self.dropout, self.augmentation)
+            batches = drawn_batches(self.rows, self.order, self.objective, self.step, self.seed, *changes)
             stopped = self._loop(batches, stop)
         for tracker in self.accelerator.trackers:
             tracker.finish()
