@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import network, pretrained, toy, tree
+from tiny import SMALL_RUN, network, pretrained, toy, tree
 
-from hf_flowft import EvalConfig, FlowMatchingObjective, FlowTrainer, TrainConfig
+from hf_flowft import EvalConfig, FlowMatchingObjective, FlowTrainer, Run, TrainConfig, load_config
 from hf_flowft.cli import main
+from hf_flowft.pipelines import saved
 from hf_flowft.training import checkpoint, resume
 from hf_flowft.training.checkpoint import checkpoint_path, list_checkpoints, load_tensors, read_state, recover
 
@@ -188,6 +189,31 @@ def test_a_kill_while_a_checkpoint_is_replaced(tmp_path, monkeypatch):
             break
         writing, clearing = (writing, clearing + 1) if died_again else (writing + 1, 0)
     assert writing > 20
+
+
+def test_a_kill_while_a_pipeline_is_written(tmp_path, monkeypatch):
+    """A run folder has no pipeline, or a whole one: the old until the new is on disk; the run that goes on leaves nothing else behind."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    pretrained("toy").save_pretrained(base)
+    model, data = {"name": "pretrained", "path": str(base)}, {"name": "toy", "train_size": 64, "eval_size": 32}
+    defaults = {"objective": {"name": "fm"}, "data": data, "model": model, "output_dir": str(run)}
+    config = load_config(None, [*SMALL_RUN, "--train.resume_from_checkpoint=latest"], defaults)
+
+    def dying():
+        with monkeypatch.context() as patch:
+            patch.setattr(saved, "write_stub", lambda folder: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed):
+                Run(config).execute()
+
+    dying()
+    assert not (run / "pipeline").exists()
+    Run(config).execute()
+    whole = tree(run / "pipeline")
+    dying()
+    assert tree(run / "pipeline") == whole
+    Run(config).execute()
+    assert tree(run / "pipeline") == whole
+    assert list(run.glob(".*")) == []
 
 
 # Real kills

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,12 @@ def pipeline_card(name: str, model: str, description: dict[str, Any], source: st
 
 
 def write_card(results: dict[str, Any], config: dict[str, Any], folder: Path, source: str = "pipeline") -> Path:
-    """Render the card into `folder`/README.md, merged with the README that is there (see `merge_card`); returns its path."""
+    """Render the card into `folder`/README.md, atomically, merged with the README that is there (see `merge_card`); returns its path."""
     path, card = folder / "README.md", render_card(results, config, source)
-    theirs = path.read_bytes().decode(errors="surrogateescape") if path.is_file() else ""
-    path.write_bytes(merge_card(card, theirs).encode(errors="surrogateescape"))  # bytes: the ends of lines stay
+    theirs, temporary = (
+        path.read_bytes().decode(errors="surrogateescape") if path.is_file() else "",
+        folder / ".README.md.tmp",
+    )
+    temporary.write_bytes(merge_card(card, theirs).encode(errors="surrogateescape"))  # bytes: the ends of lines stay
+    os.replace(temporary, path)
     return path

@@ -1,7 +1,7 @@
 """Checkpoints: folders that appear atomically, say what is in them, and are checked before they are believed.
 
-A process may be killed between any two operations on files. Whatever is being written or deleted is called `.checkpoint-<step>.tmp`, and a
-checkpoint that is about to be replaced `.checkpoint-<step>.old`; `recover` clears up after a kill.
+A process may be killed between any two operations on files. Whatever is being written or deleted is called `.<name>.tmp`, and a folder that
+is about to be replaced `.<name>.old`; `recover` clears up after a kill.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import pickle
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,31 +60,31 @@ def step_of(folder: Path) -> int:
 def recover(run_folder: Path) -> None:
     """Clear up after a kill: a checkpoint that was about to be replaced is put back, what was half written or half deleted goes."""
     for hidden in sorted((run_folder / "checkpoints").glob(".checkpoint-*")):
-        folder = hidden.with_name(hidden.stem[1:])
-        if hidden.suffix == ".old" and not folder.exists():
-            os.replace(hidden, folder)
-        elif hidden.suffix in (".old", ".tmp"):
-            shutil.rmtree(hidden)
+        _recover(hidden.with_name(hidden.stem[1:]))
 
 
-def save_checkpoint(
-    folder: Path, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], state: dict[str, Any]
-) -> None:
-    """Write a checkpoint: into a temporary folder first, which is renamed when everything is on disk.
+def _recover(folder: Path) -> None:
+    temporary, old = _hidden(folder)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (temporary, old):
+        if left.exists():
+            shutil.rmtree(left)
 
-    Args: `tensors`: file stem -> tensors, one safetensors file each (empty ones are left out); `optimizer`: its state dict; `state`: JSON-able.
-    """
-    temporary, old = (folder.with_name(f".{folder.name}{suffix}") for suffix in (".tmp", ".old"))
-    recover(folder.parents[1])
+
+def _hidden(folder: Path) -> tuple[Path, Path]:
+    """What a folder is called while it is written or deleted, and while it is replaced."""
+    return folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into, which takes the place of `folder` when the block ends and everything is on disk."""
+    _recover(folder)
+    temporary, old = _hidden(folder)
     temporary.mkdir(parents=True)
-    for stem, group in tensors.items():
-        if group:
-            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, temporary / f"{stem}.safetensors")
-    torch.save(optimizer, temporary / "optimizer.pt")
-    files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-    text = json.dumps({"format_version": FORMAT_VERSION, **state, "files": files}, indent=1)
-    (temporary / STATE_FILE).write_text(text)
-    for path in (*temporary.iterdir(), temporary):
+    yield temporary
+    for path in (*temporary.rglob("*"), temporary):
         _flush(path)
     if folder.exists():
         os.replace(folder, old)
@@ -90,6 +92,25 @@ def save_checkpoint(
     _flush(folder.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def save_checkpoint(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Write a checkpoint.
+
+    Args: `tensors`: file stem -> tensors, one safetensors file each (empty ones are left out); `optimizer`: its state dict; `state`: JSON-able.
+    """
+    recover(folder.parents[1])
+    with appearing(folder) as temporary:
+        for stem, group in tensors.items():
+            if group:
+                contents = {k: v.detach().cpu().contiguous() for k, v in group.items()}
+                save_file(contents, temporary / f"{stem}.safetensors")
+        torch.save(optimizer, temporary / "optimizer.pt")
+        files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+        text = json.dumps({"format_version": FORMAT_VERSION, **state, "files": files}, indent=1)
+        (temporary / STATE_FILE).write_text(text)
 
 
 def _flush(path: Path) -> None:
@@ -113,7 +134,7 @@ def prune_checkpoints(run_folder: Path, limit: int, step: int) -> None:
     """
     earlier = [folder for folder in list_checkpoints(run_folder) if step_of(folder) <= step]
     for folder in earlier[:-limit] if limit else []:
-        temporary = folder.with_name(f".{folder.name}.tmp")
+        temporary, _ = _hidden(folder)
         os.replace(folder, temporary)
         shutil.rmtree(temporary)
 

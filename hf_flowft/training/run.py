@@ -31,6 +31,7 @@ from ..sampling import draw_rows
 from ..velocity import FrozenVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
+from .checkpoint import appearing
 from .config import RunConfig
 from .folder import check_folder, write_config
 from .models import Trainee
@@ -201,7 +202,8 @@ class Run:
         if result.stopped or not self.trainer.accelerator.is_main_process:
             return RunResult(pipeline, {}, self.folder)
         results = run_results(self, result)
-        pipeline.save_pretrained(self.folder / "pipeline")
+        with appearing(self.folder / "pipeline") as folder:
+            pipeline.save_pretrained(folder)
         results["figures"] = run_figures(
             self.folder, self.data, self.models(result), results, self.config.seed, self.trainer.evaluator.sampler
         )
@@ -217,7 +219,8 @@ class Run:
             return "Nothing better than the start had been found by then."
         folder = self.folder / "pipeline"
         if self.trainer.accelerator.is_main_process:
-            self._pipeline(result.model).save_pretrained(folder)
+            with appearing(folder) as temporary:
+                self._pipeline(result.model).save_pretrained(temporary)
         return f"The best model until then, of step {result.step}, is in {folder}: a new run can start from it with --model.path."
 
     def _pipeline(self, model: ModelMixin, changed: bool = True) -> FlowPipeline:
