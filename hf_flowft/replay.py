@@ -60,11 +60,6 @@ class ReplayBank:
             return batch
         return replace(batch, v_t=self.reference(batch.x_t, batch.t, **batch.condition))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        kept = {"z_1": self.z_1, **{f"condition.{key}": value for key, value in self.condition.items()}}
-        return kept if self.states is None else {**kept, "states": self.states, "velocities": self.velocities}
-
 
 def build_replay(
     reference: FrozenVelocity,
