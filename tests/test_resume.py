@@ -241,6 +241,24 @@ def test_the_best_survives_a_loss_that_is_not_finite(tmp_path, improves):
         assert torch.equal(value, saved[f"velocity.model.{name}"])
 
 
+def test_the_picture_over_training_is_whole(tmp_path):
+    """The samples of an interrupted run begin where it began, with those of evaluations that are done again once: byte by byte the same picture."""
+
+    class Stop(Callback):
+        def on_log(self, trainer, step, logs):
+            if step == 3:
+                raise KeyboardInterrupt
+
+    Run(config(tmp_path / "whole")).execute()
+    part = tmp_path / "part"
+    with pytest.raises(KeyboardInterrupt):
+        Run(config(part), callbacks=(Stop(),)).execute()
+    picture = "figures/samples_over_training.png"
+    for checkpoint in ("latest", str(checkpoint_path(part, 2))):
+        Run(config(part, f"--train.resume_from_checkpoint={checkpoint}")).execute()
+        assert (part / picture).read_bytes() == (tmp_path / "whole" / picture).read_bytes()
+
+
 @pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_that_goes_on(tmp_path, capsys):
     """A process that is asked to stop ends cleanly, says how to go on, and goes on."""

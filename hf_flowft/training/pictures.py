@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import figures
@@ -52,24 +54,38 @@ def can_be_shown(data: FlowData) -> bool:
 
 
 class SamplePictures(Callback):
-    """Draws samples from the same noise at every evaluation, one row a step: figures/samples_over_training.png."""
+    """Draws samples from the same noise at every evaluation, one row a step: figures/samples_over_training.png of a run folder.
 
-    def __init__(self, data: FlowData, folder: Path, seed: int, num_steps: int = 16):
-        self.data, self.folder, self.num_steps = data, folder, num_steps
+    They are kept beside the checkpoints, so that the picture of a resumed run begins where the run began.
+    """
+
+    def __init__(self, data: FlowData, run_folder: Path, seed: int, num_steps: int = 16):
+        self.data, self.num_steps = data, num_steps
+        self.path = run_folder / "figures" / "samples_over_training.png"
+        self.kept = run_folder / "checkpoints" / "samples_over_training.safetensors"
         self.batch = pictured(data, seed) if can_be_shown(data) else None
-        self.rows: dict[str, Tensor] = {}
+        self.rows: dict[int, Tensor] = {}
 
     def on_evaluate(self, trainer: FlowTrainer, score: Score, is_best: bool) -> None:
         """Add a row and write the picture."""
         if self.batch is None:
             return
-        sampler = trainer.evaluator.sampler
-        self.rows[f"step {score.step}"] = sampler(
-            trainer.velocity, self.batch.x_0, self.batch.condition, self.num_steps
-        )
-        keep = list(self.rows)
-        shown = {key: self.rows[key] for key in (keep if len(keep) <= 8 else [*keep[:: -(-len(keep) // 7)], keep[-1]])}
-        show_samples(shown, self.data, self.folder / "samples_over_training.png", "the same noise over training")
+        if score.step and not self.rows and self.kept.is_file():
+            earlier = {int(step): x for step, x in load_file(self.kept).items()}
+            self.rows = {step: earlier[step] for step in sorted(earlier) if step < score.step}
+        x_0, condition = self.batch.x_0, self.batch.condition
+        self.rows[score.step] = trainer.evaluator.sampler(trainer.velocity, x_0, condition, self.num_steps)
+        self._keep()
+        steps = list(self.rows)
+        shown = steps if len(steps) <= 8 else [*steps[:: -(-len(steps) // 7)], steps[-1]]
+        rows = {f"step {step}": self.rows[step] for step in shown}
+        show_samples(rows, self.data, self.path, "the same noise over training")
+
+    def _keep(self) -> None:
+        temporary = self.kept.with_suffix(".tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        save_file({str(step): x.contiguous() for step, x in self.rows.items()}, temporary)
+        os.replace(temporary, self.kept)
 
 
 def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str) -> None:

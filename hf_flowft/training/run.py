@@ -83,7 +83,7 @@ class Run:
             rows=self._rows(),
             shift=self.shift,
             null_condition=self.null_condition,
-            callbacks=(*callbacks, SamplePictures(self.data, self.folder / "figures", config.seed), self.publisher),
+            callbacks=(*callbacks, SamplePictures(self.data, self.folder, config.seed), self.publisher),
             identity=config.as_dict(),
             rollouts=Rollouts(config.eval, self._pipeline, config.seed) if config.eval.environment else None,
         )
