@@ -128,6 +128,7 @@ def test_digits_without_their_labels():
     [
         ({"labels": [3, 10]}, "0 to 9, got 10"),
         ({"base_labels": [-1]}, "got -1"),
+        ({"base_labels": [0, 1]}, "0 is in data.labels and in data.base_labels"),
         ({"train_size": 5000}, "train_size is 5000, but the training split has"),
         ({"train_size": -3}, "at least 1, or 0 for all images, got -3"),
     ],

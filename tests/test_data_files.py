@@ -220,6 +220,12 @@ def test_labels_choose_target_and_base_of_tables(tmp_path):
     assert set(data.rows("test").condition["class_labels"].tolist()) <= {0, 1}
     assert set(data.rows("base_test").condition["class_labels"].tolist()) == {2}
     assert data.num_classes == 3
+    rest = load_vectors(vectors(path, ["a"], label_column="kind", base_labels=[2]))
+    kinds = {name: set(rest.rows(name).condition["class_labels"].tolist()) for name in rest.splits}
+    assert kinds["train"] | kinds["validation"] | kinds["test"] == set(table()["kind"].tolist()) - {2}
+    assert kinds["base_train"] == kinds["base_validation"] == kinds["base_test"] == {2}
+    with pytest.raises(ValueError, match=r"1 is in data.labels and in data.base_labels: it is either new or known"):
+        vectors(path, ["a"], label_column="kind", labels=[0, 1], base_labels=[1, 2])
 
 
 HOLES = {**table(), "a": np.where(np.arange(40) == 17, np.nan, table()["a"])}

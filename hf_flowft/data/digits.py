@@ -9,7 +9,7 @@ from datasets import Array3D, ClassLabel, Dataset, Features
 
 from .flow_data import FlowData
 from .normalisation import Normalisation
-from .splits import balanced_take, select_labels, split_dataset
+from .splits import balanced_take, require_disjoint, select_labels, split_dataset
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class DigitsConfig:
     """Handwritten digits (UCI Optical Recognition, through scikit-learn), 8x8, values 0..16."""
 
     labels: list[int] = field(default_factory=lambda: list(range(10)))
-    """The digits to train on."""
+    """The digits to train on; empty for all that are not base_labels."""
     base_labels: list[int] = field(default_factory=list)
     """The digits the base knows, on which forgetting is measured; empty for pretraining."""
     train_size: int = 0
@@ -50,11 +50,12 @@ def load_digits(config: DigitsConfig = DigitsConfig()) -> FlowData:
     for label in (*config.labels, *config.base_labels):
         if label not in range(10):
             raise ValueError(f"a digit is one of 0 to 9, got {label}.")
+    require_disjoint(config.labels, config.base_labels, "labels")
     if config.train_size < 0:
         raise ValueError(f"train_size must be at least 1, or 0 for all images, got {config.train_size}.")
     everything = digits_dataset()
     fractions = (config.validation, config.test, config.seed)
-    target = select_labels(everything, "label", config.labels)
+    target = select_labels(everything, "label", config.labels, config.base_labels)
     splits = split_dataset(target, *fractions, name=f"digits {config.labels}")
     if config.train_size:
         if config.train_size > len(splits["train"]):

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset_builder
 from .card_files import require_own_files
 from .errors import reason
 from .hub_source import open_hub
-from .splits import require_columns, require_label_column, select_labels, split_dataset
+from .splits import require_columns, require_disjoint, require_label_column, select_labels, split_dataset
 from .streams import Prepare, RowStream, split_stream
 
 FILE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
@@ -34,7 +34,7 @@ class SourceConfig:
     label_column: str = ""
     """A column of whole numbers or class labels the model is conditioned on; empty for none."""
     labels: list[int] = field(default_factory=list)
-    """Train on these labels only; empty for all."""
+    """Train on these labels only; empty for all that are not base_labels."""
     base_labels: list[int] = field(default_factory=list)
     """The labels the base knows, on which forgetting is measured."""
     train_size: int = 0
@@ -55,6 +55,7 @@ class SourceConfig:
     """Streaming: rows held out for validation, and as many for test, drawn from the first `epoch_size` + 2 `held_out`."""
 
     def __post_init__(self) -> None:
+        require_disjoint(self.labels, self.base_labels, "labels")
         for key in ("shuffle_buffer", "epoch_size", "held_out"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data.{key} must be at least 1, got {getattr(self, key)}.")
@@ -169,7 +170,7 @@ def split_source(
     require_columns(rows, columns, config.path)
     table = prepare(rows, range(len(rows)))
     fractions = (config.validation, config.test, config.seed)
-    target = select_labels(table, config.label_column, config.labels)
+    target = select_labels(table, config.label_column, config.labels, config.base_labels)
     splits = split_dataset(target, *fractions, train_size=config.train_size, name=config.path)
     if config.base_labels:
         base = select_labels(table, config.label_column, config.base_labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,13 +70,25 @@ def require_label_column(labels: Sequence[int], column: str) -> None:
         )
 
 
-def select_labels(dataset: Dataset, column: str, labels: Sequence[int]) -> Dataset:
-    """The rows whose label is one of `labels` (all rows when `labels` is empty).  Raises: ValueError when there is no label column."""
-    if not labels:
+def require_disjoint(new: Sequence[Any], known: Sequence[Any], option: str) -> None:
+    """Raises ValueError when what is trained on and what the base is judged on have something in common; `option`: the former's setting."""
+    both = [value for value in new if value in known]
+    if both:
+        raise ValueError(f"{both[0]!r} is in data.{option} and in data.base_{option}: it is either new or known.")
+
+
+def has_label(values: np.ndarray, labels: Sequence[int], others: Sequence[int] = ()) -> np.ndarray:
+    """Which of the `values` are one of `labels` (all, where there are none) and none of `others`."""
+    wanted = np.isin(values, list(others), invert=True)
+    return wanted & np.isin(values, list(labels)) if labels else wanted
+
+
+def select_labels(dataset: Dataset, column: str, labels: Sequence[int], others: Sequence[int] = ()) -> Dataset:
+    """The rows that `has_label` chooses: all where nothing is named.  Raises: ValueError when there is no label column."""
+    if not labels and not others:
         return dataset
-    require_label_column(labels, column)
-    values = np.asarray(dataset.with_format("numpy")[column])
-    return dataset.select(np.flatnonzero(np.isin(values, list(labels))))
+    require_label_column([*labels, *others], column)
+    return dataset.select(np.flatnonzero(has_label(np.asarray(dataset.with_format("numpy")[column]), labels, others)))
 
 
 def balanced_take(dataset: Dataset, column: str, size: int) -> Dataset:

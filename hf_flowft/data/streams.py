@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..randomness import keyed_generator
 from .errors import reason
+from .splits import has_label
 
 CHUNK_ROWS = 512
 Prepare = Callable[[Dataset, Sequence[int]], Dataset]
@@ -55,7 +56,7 @@ class RowStream:
     as an epoch; the rows of the next epoch are the next ones, and after the last row comes the first.
 
     `source`: the rows; `name`: for errors; `columns`: those that are used; `prepare`: see `Prepare`; `labels` with `label_column`: rows of other
-    labels are left out (none: all are wanted); `held_out`: numbers of rows that are never given.
+    labels are left out (none: only those of `others` are); `held_out`: numbers of rows that are never given.
     """
 
     source: IterableDataset
@@ -66,6 +67,7 @@ class RowStream:
     shuffle_buffer: int
     label_column: str = ""
     labels: list[int] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
     held_out: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def head(self, size: int) -> Block:
@@ -73,6 +75,7 @@ class RowStream:
         first = next(self._blocks(size), None)
         if first is None:
             chosen = f" with the labels {self.labels}" if self.labels else ""
+            chosen += f" with other labels than {self.others}" if self.others else ""
             raise ValueError(f"the stream {self.name} is empty: there are no rows{chosen}; check the source.")
         return self._prepared(*first)
 
@@ -128,8 +131,8 @@ class RowStream:
             numbers = np.arange(count, count + len(table))
             count += len(table)
             kept = np.isin(numbers, self.held_out, invert=True)
-            if self.labels:
-                kept &= np.isin(table[self.label_column].to_numpy(), self.labels)
+            if self.labels or self.others:
+                kept &= has_label(table[self.label_column].to_numpy(), self.labels, self.others)
             yield table.select(self.columns).filter(kept), numbers[kept]
 
     def _next(self, chunks: Iterator[pa.Table], count: int) -> pa.Table | None:
@@ -152,7 +155,7 @@ def split_stream(
     """The splits of a stream, and what is left of it to train on.
 
     Of its first `epoch_size + 2 held_out` rows, `held_out` drawn at random are for validation and as many for test, the others are `train`. Of the
-    first `2 held_out` rows with one of the `base_labels`, half are `base_validation` and half `base_test`; training never sees them either.
+    first `2 held_out` rows with one of the `base_labels`, half are `base_validation` and half `base_test`; training sees no row with such a label.
 
     Returns: splits, and the stream, or None when `train` holds all there is.  Raises: ValueError for too few rows.
     """
@@ -164,7 +167,7 @@ def split_stream(
             raise ValueError(f"{stream.name} has a single row with one of the base's labels {list(base_labels)}.")
         order = torch.randperm(len(base.numbers), generator=keyed_generator(seed, "split", "base"))
         splits = {"base_validation": _select(base, order[:half]), "base_test": _select(base, order[half:])}
-        stream = replace(stream, held_out=base.numbers)
+        stream = replace(stream, others=list(base_labels))
     wanted = stream.epoch_size + 2 * held_out
     head = stream.head(wanted + 1)
     size = min(wanted, len(head.numbers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..splits import require_disjoint
 from .statistics import NormalisationKind
 
 
@@ -63,6 +64,4 @@ class RobotConfig:
                 f"data.prediction_horizon is {self.prediction_horizon}, but the {self.action_horizon} actions that are carried out begin at "
                 f"number {self.observation_horizon - 1} of it: observation_horizon - 1 + action_horizon must not be more."
             )
-        both = [task for task in self.tasks if task in self.base_tasks]
-        if both:
-            raise ValueError(f"{both[0]!r} is in data.tasks and in data.base_tasks: it is either new or known.")
+        require_disjoint(self.tasks, self.base_tasks, "tasks")
