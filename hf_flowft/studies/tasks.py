@@ -25,7 +25,7 @@ OLD = (
     "metaworld/button-press-topdown-v3",
     "metaworld/window-open-v3",
 )
-NEW = "metaworld/door-open-v3"
+NEW = "metaworld/door-close-v3"
 TASKS = (*OLD, NEW)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("metaworld_plain", {}),
