@@ -1,12 +1,14 @@
 """hf_flowft: fine-tuning of flow-matching models in the Hugging Face ecosystem."""
 
 from .data import (
+    CaptionedConfig,
     DigitsConfig,
     FlowData,
     ImagesConfig,
     RobotConfig,
     ToyConfig,
     VectorsConfig,
+    load_captioned,
     load_digits,
     load_images,
     load_robot,
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActionTransformer",
     "Callback",
+    "CaptionedConfig",
     "ConditionalUNet1D",
     "DigitsConfig",
     "EvalConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "VelocityMLP",
     "ViscousFlowModel",
     "build_replay",
+    "load_captioned",
     "load_config",
     "load_digits",
     "load_images",

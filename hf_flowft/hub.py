@@ -18,7 +18,8 @@ from .models.saved import load_model, weights_digest
 from .repository import hub_problem, read_json, resolve_folder
 from .results import published, read_results, write_json
 
-REPLACED = ["model/*", "scheduler/*", "figures/*", "conditions.safetensors"]
+REPLACED = ["model/*", "transformer/*", "scheduler/*", "figures/*", "conditions.safetensors"]
+REPLACED += ["pytorch_lora_weights.safetensors"]
 """What an earlier push may have left that this one no longer has."""
 
 
@@ -94,7 +95,7 @@ def push_pipeline(pipeline: Any, repo_id: str, *, base: BaseReference | None = N
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pipeline.save_pretrained(folder, base=base)
+        pipeline.save_pretrained(folder, **({} if base is None else {"base": base}))
         card = pipeline_card(repo_id.split("/")[-1], type(pipeline.model).__name__, pipeline.description, repo_id)
         (folder / "README.md").write_text(card)
         return push_folder(folder, repo_id, **options)

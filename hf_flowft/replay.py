@@ -113,7 +113,7 @@ def _velocity_at(
     reference: FrozenVelocity, x: Tensor, t: float, condition: dict[str, Tensor], batch_size: int
 ) -> Tensor:
     """v(x, t | condition) on the CPU, in batches on the device of the reference."""
-    device = next((p.device for p in reference.parameters()), x.device)
+    device = reference.device
     parts = []
     for start in range(0, x.shape[0], batch_size):
         rows = slice(start, start + batch_size)

@@ -29,7 +29,7 @@ def in_batches(
     Args: `x_0`: (n, *event); `condition`: (n, ...) tensors; `progress`: a title for a progress bar; `dim`: of the samples in what `solve` returns.
     Returns: the results, put together, on the CPU.
     """
-    device = next((p.device for p in velocity.parameters()), torch.device("cpu"))
+    device = velocity.device
     training = [module for module in velocity.modules() if module.training]
     velocity.eval()
     parts = []

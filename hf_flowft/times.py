@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,15 +35,23 @@ class TimeDensity:
     b: float = 1.0
     """beta: second parameter."""
     shift: float = 1.0
-    """The scheduler's shift, so that training and sampling agree; 1 does nothing."""
+    """The shift, as a scheduler applies it to its grid; 1 does nothing, 0 takes the scheduler's own, at the resolution of the data."""
 
     def __post_init__(self) -> None:
         _known("time density", self.name, TimeDensityName)
-        if not all(value > 0 for value in (self.std, self.a, self.b, self.shift)):
-            raise ValueError(f"std, a, b and shift of a time density must be positive, got {self}.")
+        if not (all(value > 0 for value in (self.std, self.a, self.b)) and self.shift >= 0):
+            raise ValueError(
+                f"std, a and b of a time density must be positive, and its shift not negative, got {self}."
+            )
+
+    def on(self, scheduler_shift: float) -> TimeDensity:
+        """The density for a scheduler of this shift: training and sampling agree where no shift of one's own is set."""
+        return self if self.shift else replace(self, shift=scheduler_shift)
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """(batch,) float32 times in [0, 1]."""
+        """(batch,) float32 times in [0, 1].  Raises: ValueError for the shift of a scheduler that was not named (see `on`)."""
+        if not self.shift:
+            raise ValueError("a shift of 0 stands for the scheduler's: call on(scheduler_shift) first.")
         if self.name == "logit_normal":
             t = torch.sigmoid(self.mean + self.std * torch.randn(batch, generator=generator))
         else:

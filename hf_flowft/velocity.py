@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
@@ -51,6 +53,11 @@ class Velocity(nn.Module):
             )
         return v.to(x.dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
     def field(self, condition: dict[str, Tensor] | None = None) -> Field:
         """The velocity under a fixed condition, as the solvers take it: field(x, t)."""
         fixed = condition or {}
@@ -89,6 +96,37 @@ class FrozenVelocity(Velocity):
         """As `Velocity`, without gradients."""
         with torch.no_grad():
             return super().forward(x, t, **condition)
+
+
+class SharedVelocity(FrozenVelocity):
+    """The frozen base that is still inside of the network being trained (under adapters, say): no second copy.
+
+    Args: `model`: the network; `base`: a context manager in which it computes what the base does.
+    The network is not registered here: its tensors belong to whoever trains it, which also moves it to its device. While a call runs, every
+    use of the network is one of the base, so calls must not run in another thread than the training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Callable[[], AbstractContextManager[None]],
+        convention: Convention | None = None,
+    ):
+        super().__init__(nn.Identity(), convention)
+        self.convention = convention or Velocity(model).convention
+        del self.model
+        self.__dict__.update(model=model, _base=base)
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Tensor) -> Tensor:
+        """As `FrozenVelocity`; the network is in eval mode meanwhile, and as it was afterwards."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with self.__dict__["_base"]():
+                return super().forward(x, t, **condition)
+        finally:
+            for module in training:
+                module.training = True
 
 
 class GuidedVelocity(Velocity):

@@ -16,6 +16,7 @@ LAYERS = {
         "schedulers",
         "pipelines",
         "data",
+        "latents",
         "metrics",
         "cards",
         "hub",

@@ -135,7 +135,7 @@ def test_unknown_settings_are_told_the_nearest(kind, level):
         ("--sead=3", r"Did you mean 'seed'\?"),
         (
             "--data.name=digit",
-            r"data.name must be one of toy, digits, images, vectors, robot, got 'digit'\. Did you mean 'digits'\?",
+            r"data.name must be one of toy, digits, images, vectors, robot, captioned, got 'digit'\. Did you mean 'digits'\?",
         ),
         ("--model.name=unet", r"got 'unet'\. Did you mean 'unet2d'\?"),
         ("--objective.name=mlee", r"objective.name must be one of fm, gft, mle, .*, got 'mlee'\. Did you mean 'mle'\?"),

@@ -243,5 +243,5 @@ def test_wrong_splits_are_refused(splits, message):
 
 
 def test_every_kind_of_data_has_a_loader():
-    assert set(DATA) == {"toy", "digits", "images", "vectors", "robot"}
+    assert set(DATA) == {"toy", "digits", "images", "vectors", "robot", "captioned"}
     assert DATA["toy"][1](ToyConfig(train_size=2, eval_size=1)).counts["train"] == 2

@@ -480,7 +480,7 @@ def test_every_public_function_that_measures_is_in_the_table():
         "median_bandwidth",
         "frechet_of_moments",
     }
-    helpers |= {"few_step_curve", "evaluate", "device_of", "evaluation_mode"}
+    helpers |= {"few_step_curve", "evaluate", "evaluation_mode"}
     listed = {metric.function for metric in METRICS.values()}
     for module in (d, m, f):
         for name, value in vars(module).items():

@@ -44,7 +44,7 @@ def test_shift_moves_the_same_draws(name, generator):
 
 
 @pytest.mark.parametrize(
-    "change", [{"std": 0.0}, {"a": -1.0}, {"b": math.nan}, {"shift": 0.0}, {"name": "normal"}], ids=str
+    "change", [{"std": 0.0}, {"a": -1.0}, {"b": math.nan}, {"shift": -1.0}, {"name": "normal"}], ids=str
 )
 def test_bad_densities_are_refused(change):
     """Parameters that are not positive, and unknown names, are named."""

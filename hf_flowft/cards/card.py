@@ -11,6 +11,7 @@ from . import sections as s
 from .changes import changes_section
 from .front_matter import KINDS, common, front_matter
 from .merge import assemble, merge_card
+from .text_to_image import image_usage
 
 
 def render_card(results: dict[str, Any], config: dict[str, Any], source: str = "pipeline") -> str:
@@ -50,11 +51,14 @@ def pipeline_card(name: str, model: str, description: dict[str, Any], source: st
     parts = {
         "title": s.title_section(name),
         "summary": f"{words} (`{model}`) that {what}.{trained}\n\nNothing was measured for this card.",
-        "use": s.policy_usage(source, description, 16)
-        if "policy" in description
-        else s.usage(source, [conditions, "samples = pipeline(batch_size=4, **conditions).samples"]),
+        "use": s.usage(source, [conditions, "samples = pipeline(batch_size=4, **conditions).samples"]),
     }
-    return assemble(common(licence, shape, tag), parts)
+    if "policy" in description:
+        parts["use"] = s.policy_usage(source, description, 16)
+    if "text_to_image" in description:
+        drawn = description["text_to_image"]
+        parts["use"] = image_usage(source, drawn, drawn["base"], 28)
+    return assemble(common(licence, description, tag), parts)
 
 
 def write_card(results: dict[str, Any], config: dict[str, Any], folder: Path, source: str = "pipeline") -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 KINDS = {
@@ -19,7 +20,7 @@ def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, A
     Only what is on the Hub is linked: a base or a data set from a folder is named in the text.
     """
     tag = KINDS[results.get("predicts", "velocity")][0]
-    metadata = common(config["hub"]["licence"], results["data"]["event_shape"], tag)
+    metadata = common(config["hub"]["licence"], results["data"], tag)
     base = results["base_model"]
     if base is not None and base["source"] == "hub":
         metadata |= {"base_model": base["id"], "base_model_relation": base["relation"]}
@@ -31,13 +32,22 @@ def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, A
     return metadata | {"model-index": [{"name": results["name"], "results": measured}]}
 
 
-def common(licence: str | None, event_shape: list[int] | None, tag: str = "flow-matching") -> dict[str, Any]:
-    """What every pipeline of ours says, with the `tag` of its kind; vectors have no task of the Hub."""
+def common(licence: str | None, facts: Mapping[str, Any], tag: str = "flow-matching") -> dict[str, Any]:
+    """What every pipeline of ours says, with the `tag` of its kind; vectors have no task of the Hub.
+
+    Args: `facts`: those of the data, or the description of the pipeline.
+    """
     metadata: dict[str, Any] = {"license": licence} if licence else {}
     metadata["library_name"] = "diffusers"
-    if event_shape is not None and len(event_shape) == 3:
+    tags = [tag, "diffusers", "hf_flowft"]
+    drawn = facts.get("text_to_image")
+    if drawn:
+        trigger = {"instance_prompt": drawn["trigger"]} if drawn["trigger"] else {}
+        metadata |= {"pipeline_tag": "text-to-image", **trigger, "widget": [{"text": drawn["prompt"]}]}
+        tags += ["text-to-image", "lora"] if drawn["adapter"] else ["text-to-image"]
+    elif len(facts.get("event_shape") or ()) == 3:
         metadata["pipeline_tag"] = "unconditional-image-generation"
-    return metadata | {"tags": [tag, "diffusers", "hf_flowft"]}
+    return metadata | {"tags": tags}
 
 
 def hub_data(data: dict[str, Any]) -> bool:
@@ -48,9 +58,11 @@ def hub_data(data: dict[str, Any]) -> bool:
 def _measured(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The result's own numbers, by the split they were measured on; baselines are not this model's."""
     data = results["data"]
-    is_image = len(data["event_shape"]) == 3
-    name = "Unconditional Image Generation" if is_image else "Generation"
-    task = {"type": "unconditional-image-generation" if is_image else "other", "name": name}
+    task = {"type": "other", "name": "Generation"}
+    if data.get("text_to_image"):
+        task = {"type": "text-to-image", "name": "Text to Image"}
+    elif len(data["event_shape"]) == 3:
+        task = {"type": "unconditional-image-generation", "name": "Unconditional Image Generation"}
     parts: dict[str, list[dict[str, Any]]] = {}
     for metric, entry in results["metrics"]["result"].items():
         if entry["value"] is not None and entry["direction"] != "neither":

@@ -11,6 +11,7 @@ import yaml
 from ..tables import metrics_table
 from .changes import memorisation
 from .front_matter import KINDS, hub_data
+from .text_to_image import image_usage
 
 SETTINGS = ("data", "model", "objective", "pairs", "train", "eval")
 NOT_SETTINGS = {"train": ("resume_from_checkpoint", "report_to")}
@@ -44,6 +45,8 @@ def _start(results: dict[str, Any]) -> str:
         return f"fine-tuned from `{base['id']}` (a local folder) with {title} on"
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     link = f"[{base['id']}](https://huggingface.co/{base['id']}){revision}"
+    if base["relation"] == "adapter" and results["data"].get("text_to_image"):
+        return f"an adapter (LoRA) for {link}, trained with {title} on"
     if base["relation"] == "adapter":
         return f"a residual on the frozen {link}, which is loaded with it, trained with {title} on"
     return f"fine-tuned from {link} with {title} on"
@@ -97,6 +100,9 @@ def use_section(results: dict[str, Any], source: str) -> str:
     """Code that loads the pipeline and draws samples, or decides."""
     if "policy" in results["data"]:
         return policy_usage(source, results["data"], max(results["selection"]["num_steps"]))
+    if "text_to_image" in results["data"]:
+        steps = max(results["evaluation"]["report_num_steps"])
+        return image_usage(source, results["data"]["text_to_image"], results["base"], steps)
     given = ", batch_size=4"
     if results["conditions"] == ["class_labels"]:
         given = f", class_labels={results['labels'][:4]}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .captioned import CaptionedConfig, load_captioned
 from .digits import DigitsConfig, load_digits
 from .flow_data import FlowData
 from .images import ImagesConfig, load_images
@@ -17,10 +18,12 @@ DATA: dict[str, tuple[type, Callable[[Any], FlowData]]] = {
     "images": (ImagesConfig, load_images),
     "vectors": (VectorsConfig, load_vectors),
     "robot": (RobotConfig, load_robot),
+    "captioned": (CaptionedConfig, load_captioned),
 }
 
 __all__ = [
     "DATA",
+    "CaptionedConfig",
     "DigitsConfig",
     "FlowData",
     "ImagesConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "ToyConfig",
     "VectorsConfig",
     "from_tensors",
+    "load_captioned",
     "load_digits",
     "load_images",
     "load_robot",

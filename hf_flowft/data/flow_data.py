@@ -28,7 +28,9 @@ class FlowData:
     data, `condition_columns` maps a keyword argument of the model to a column; `decode` turns a stored value (an image) into an array of
     `event_shape` when it is read. `condition_normalisation`: the units of conditions that are not used as they are, by argument. `gather`, by
     argument too: what makes of an array of a column's values, such as row numbers (rows, n), the condition itself (rows, n, ...); for what is too
-    large to be stored once a row. `facts` (source, revision, licence ...) go to results and card. With a `stream`, training reads from there,
+    large to be stored once a row. `caption_column`: texts for models that read them, and `base_prompts`: prompts by which the base is to be kept.
+    `pictured`: conditions that pictures show, in the place of those of the first rows; `to_images`: what makes images in [0, 1] of samples that
+    are none themselves (latents), in model units. `facts` (source, revision, licence ...) go to results and card. With a `stream`, training reads from there,
     and the split `train` is a sample of it: for statistics, labels and banks of pairs.
     """
 
@@ -43,6 +45,10 @@ class FlowData:
     condition_normalisation: dict[str, Normalisation] = field(default_factory=dict)
     gather: dict[str, Callable[[np.ndarray], Tensor]] = field(default_factory=dict)
     label_names: list[str] = field(default_factory=list)
+    caption_column: str = ""
+    base_prompts: list[str] = field(default_factory=list)
+    pictured: dict[str, Tensor] = field(default_factory=dict)
+    to_images: Callable[[Tensor], Tensor] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     stream: RowStream | None = None
 
@@ -50,7 +56,8 @@ class FlowData:
         for name, split in self.splits.items():
             if name not in SPLITS:
                 raise ValueError(f"unknown split {name!r}; the splits of a FlowData are {', '.join(SPLITS)}.")
-            require_columns(split, [self.sample_column, *self.condition_columns.values()], f"split {name!r}")
+            captions = [self.caption_column] if self.caption_column else []
+            require_columns(split, [self.sample_column, *captions, *self.condition_columns.values()], f"split {name!r}")
             if len(split) == 0:
                 raise ValueError(
                     f"split {name!r} of {self.name!r} is empty: check the data source, the labels chosen and the split sizes."
@@ -65,8 +72,8 @@ class FlowData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be as it was when a run goes on: the commit or content the rows are from, and how many there are."""
-        known: dict[str, Any] = {key: self.facts[key] for key in ("revision", "digest") if key in self.facts}
+        """What must be as it was when a run goes on: the commit or content the rows are from, what encoded them, and how many there are."""
+        known: dict[str, Any] = {k: self.facts[k] for k in ("revision", "digest", "encoded") if k in self.facts}
         return {**known, "counts": self.counts}
 
     @property

@@ -104,7 +104,7 @@ def adaptive_evaluations(
     total = 0
     with evaluation_mode(velocity), torch.no_grad():
         for rows, c in _blocks(x_0, condition, batch_size):
-            x = x_0[rows].to(device_of(velocity))
+            x = x_0[rows].to(velocity.device)
             field = velocity.field({key: value.to(x.device) for key, value in c.items()})
             total += x.shape[0] * integrate_adaptive(field, x, method=method, rtol=rtol, atol=atol).num_evaluations
     return total / x_0.shape[0]
@@ -205,7 +205,7 @@ def evaluate(
 
     Args: `x`: (n, *event); `t`: a number or (n,).  Returns: (n, *event) on the CPU.
     """
-    device = device_of(velocity)
+    device = velocity.device
     parts = []
     with evaluation_mode(velocity):
         for rows, c in _blocks(x, condition, batch_size):
@@ -237,11 +237,6 @@ def _finite(value: float) -> float:
 
 def _cpu(condition: Condition | None) -> Condition:
     return {key: value.cpu() for key, value in (condition or {}).items()}
-
-
-def device_of(velocity: Velocity) -> torch.device:
-    """Where the field's weights are."""
-    return next((p.device for p in velocity.parameters()), torch.device("cpu"))
 
 
 @contextmanager

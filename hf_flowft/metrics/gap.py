@@ -25,7 +25,7 @@ from ..jacobians import expansion_rate, lipschitz
 from ..paths import LINEAR, broadcast_time
 from ..solvers import Field, FixedMethod, integrate, uniform_times
 from ..velocity import FrozenVelocity, Velocity
-from .flow import Condition, device_of, evaluate, evaluation_mode
+from .flow import Condition, evaluate, evaluation_mode
 
 Version = Literal["A", "B"]
 ROUNDING = 1e-5
@@ -190,9 +190,9 @@ def gap_table(
     `generator`: of the Lanczos iterations that stand for the exact L and nu above 64 dimensions.
     """
     _check(x_0, version)
-    live = Velocity(velocity.model, velocity.convention) if isinstance(velocity, FrozenVelocity) else velocity
+    live = Velocity(velocity.model, velocity.convention) if type(velocity) is FrozenVelocity else velocity
     with evaluation_mode(live), torch.no_grad():
-        x_0 = x_0.to(device_of(live))
+        x_0 = x_0.to(live.device)
         model = live.field({key: value.to(x_0.device) for key, value in (condition or {}).items()})
         true = oracle or model
         times = uniform_times(reference_steps)

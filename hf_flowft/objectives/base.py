@@ -70,7 +70,7 @@ class ObjectiveContext:
     `reference`: the frozen base, None when training starts from nothing, or from what is no flow (`base_predicts`); `conditions`: rows of the base's
     own conditions; `base_coupling`: the coupling it was trained with; `base_scheduler`: its noise schedule, of a base that predicts noise;
     `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data, `extent`: their largest
-    magnitude, where an objective needs them.
+    magnitude, where an objective needs them; `batch_size`: samples of the base drawn at once.
     """
 
     event_shape: tuple[int, ...]
@@ -87,6 +87,7 @@ class ObjectiveContext:
     base_predicts: Prediction = "velocity"
     base_scheduler: Any = None
     extent: float = 1.0
+    batch_size: int = 1024
 
     def require_reference(self, method: str) -> FrozenVelocity:
         """The frozen base.  Raises: ValueError when the run has none, or one that is no flow."""

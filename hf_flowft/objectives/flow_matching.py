@@ -116,9 +116,10 @@ class FlowMatchingConfig:
 
     def build(self, context: ObjectiveContext) -> FlowMatchingObjective:
         """The objective."""
-        return FlowMatchingObjective(coupling=COUPLINGS[self.coupling](), times=self.times, weighting=self.weighting)
+        times = self.times.on(context.shift)
+        return FlowMatchingObjective(coupling=COUPLINGS[self.coupling](), times=times, weighting=self.weighting)
 
     def describe(self, context: ObjectiveContext) -> str:
         """Plain regression, and how noise, data and times meet."""
-        how = path_words(self.coupling, self.times, self.weighting)
+        how = path_words(self.coupling, self.times.on(context.shift), self.weighting)
         return f"Flow matching on straight paths from noise to data: the network regresses to x_1 - x_0. {how}"

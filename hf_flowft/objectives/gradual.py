@@ -150,7 +150,8 @@ class GradualConfig:
     def build(self, context: ObjectiveContext) -> Objective:
         """The objective; the replay bank is drawn here."""
         reference = context.require_reference("gft")
-        common = {"coupling": COUPLINGS[self.coupling](), "times": self.times, "weighting": self.weighting}
+        times = self.times.on(context.shift)
+        common = {"coupling": COUPLINGS[self.coupling](), "times": times, "weighting": self.weighting}
         if self.measure == "target":
             return GradualObjective(reference, context.temperature, context.num_steps, **common)
         bank = build_replay(
@@ -162,13 +163,14 @@ class GradualConfig:
             base_coupling=context.base_coupling,
             num_samples=self.replay_samples,
             shift=context.shift,
+            batch_size=context.batch_size,
             progress=context.progress,
         )
         return ReplayObjective(bank, self.replay_weight, **common)
 
     def describe(self, context: ObjectiveContext) -> str:
         """What the frozen base is for: a moving target, or a second term on its own samples."""
-        how = path_words(self.coupling, self.times, self.weighting)
+        how = path_words(self.coupling, self.times.on(context.shift), self.weighting)
         if self.measure == "target":
             moving = temperature_words(context.temperature)
             return f"GFT on the target measure: on the new data the target of the regression moves from the frozen base's velocity to the data's {moving}. {how}"

@@ -49,6 +49,8 @@ def to_pil(data: Tensor, value_range: Sequence[float]) -> list[Image.Image]:
 
 POLICY_FACTS = ("policy", "observation_normalisation")
 """What the data of a robot say about what a policy sees and does, and in what units it sees."""
+CARRIED = (*POLICY_FACTS, "text_to_image")
+"""Facts of the data that belong to the description of what was trained on them; the last says which pipeline of diffusers draws the samples."""
 
 
 def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
@@ -60,5 +62,5 @@ def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
         "value_range": data.facts.get("value_range", [0.0, 1.0]),
         "label_names": data.label_names,
         "coupling": coupling,
-        **{key: data.facts[key] for key in POLICY_FACTS if key in data.facts},
+        **{key: data.facts[key] for key in CARRIED if key in data.facts},
     }

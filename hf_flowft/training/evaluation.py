@@ -219,8 +219,9 @@ class Evaluator:
         draws = [self._of_one_draw(velocity, held_out, train, repeat) for repeat in range(self.config.num_repeats)]
         numbers = {name: mean_and_error([draw[name] for draw in draws]) for name in draws[0]}
         numbers["nearest_train_of_test"] = {"value": float(nearest_distance(held_out.x_1, train))}
-        if self.is_flow:
-            evaluations = adaptive_evaluations(velocity, self._noise(held_out, "paths"), held_out.condition)
+        if self.is_flow and self.config.path_numbers:
+            noise, size = self._noise(held_out, "paths"), self._at_once
+            evaluations = adaptive_evaluations(velocity, noise, held_out.condition, batch_size=size)
             numbers["nfe_dopri5"] = {"value": float(evaluations)}
         return {
             name: {**numbers[name], "count": len(held_out), "direction": direction}
@@ -233,12 +234,17 @@ class Evaluator:
         numbers = {"nearest_train": nearest_distance(samples, train), "diversity": diversity(samples)}
         if not self.is_flow:
             return numbers
-        geometry = path_geometry(velocity, self._noise(held_out, "paths", repeat), held_out.condition, num_steps=16)
-        return numbers | {
-            "held_out_loss": self._held_out_loss(velocity, held_out, repeat),
-            "path_length": geometry.path_length,
-            "straightness": geometry.straightness,
-        }
+        numbers["held_out_loss"] = self._held_out_loss(velocity, held_out, repeat)
+        if self.config.path_numbers:
+            noise, size = self._noise(held_out, "paths", repeat), self._at_once
+            geometry = path_geometry(velocity, noise, held_out.condition, num_steps=16, batch_size=size)
+            numbers |= {"path_length": geometry.path_length, "straightness": geometry.straightness}
+        return numbers
+
+    @property
+    def _at_once(self) -> int:
+        """Samples of a batch in the numbers of paths; an adaptive solver's count depends on it."""
+        return min(256, self.config.batch_size)
 
     def _noise(self, held_out: Batch, *key: int | str) -> Tensor:
         return torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", *key))

@@ -15,15 +15,8 @@ from ..models.observation import IMAGE_PREFIX
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
-
-
-@dataclass
-class Trainee:
-    """`model`: what is trained; `base`: the pipeline it starts from, None for a fresh network; `scheduler`: what it will be sampled with."""
-
-    model: ModelMixin
-    scheduler: Any
-    base: FlowPipeline | None = None
+from .latents import LoRAConfig, latent_trainee
+from .trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,11 @@ class PretrainedConfig:
     """The revision of a Hub repository; empty for the newest."""
 
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
-        """The pipeline's model, ready to be trained."""
+        """The pipeline's model, ready to be trained; of captioned data the transformer of a text-to-image pipeline."""
+        if data.caption_column:
+            trainee = latent_trainee(self.path, self.revision, data)
+            trainee.model.requires_grad_(True)
+            return trainee
         base = load_base(self.path, self.revision, data)
         if isinstance(base.model, ViscousFlowModel):
             base.model.unfreeze_base()
@@ -218,6 +215,7 @@ MODELS: dict[str, type] = {
     "unet2d": UNetConfig,
     "pretrained": PretrainedConfig,
     "viscosity": ViscosityConfig,
+    "lora": LoRAConfig,
 }
 
 

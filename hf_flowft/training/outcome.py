@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from ..data.flow_data import describe
+from ..latents import LatentFlowModel, LatentPipeline
 from ..models import ViscousFlowModel
 from ..objectives import ReconstructionObjective
 from ..results import RESULTS_VERSION, changes, environment, public_name
@@ -29,10 +30,10 @@ def run_results(run: Run, result: TrainResult) -> dict[str, Any]:
         "name": run.folder.name,
         **_method(run),
         "predicts": run.objective.predicts,
-        "model": type(result.model).__name__,
+        "model": network_name(result.model),
         "parameters": sum(p.numel() for p in result.model.parameters()),
         "base": public_name(run.config.model.path) if base is not None else "",
-        "base_model": _base_model(run.config.model.path, run.config.model.revision) if base is not None else None,
+        "base_model": _base_model(run) if base is not None else None,
         "data": dict(describe(run.data)),
         "conditions": sorted(run.data.condition_columns),
         "labels": run.data.labels("train") if "class_labels" in run.data.condition_columns else [],
@@ -77,10 +78,17 @@ def _certificate(model: torch.nn.Module) -> list[str]:
     return model.certificate().sentences() if isinstance(model, ViscousFlowModel) else []
 
 
-def _base_model(path: str, revision: str) -> dict[str, str]:
+def network_name(model: torch.nn.Module) -> str:
+    """The class of the network; of a text-to-image pipeline that of its transformer."""
+    return type(model.transformer if isinstance(model, LatentFlowModel) else model).__name__
+
+
+def _base_model(run: Run) -> dict[str, str]:
     """Which model a run starts from: a name on the Hub at a commit, or the name of a folder, without the path to it."""
+    path, revision = run.config.model.path, run.config.model.revision
+    relation = "adapter" if isinstance(run.base, LatentPipeline) and run.base.is_adapter else "finetune"
     if Path(path).is_dir():
-        return {"id": public_name(path), "revision": "", "source": "local", "relation": "finetune"}
+        return {"id": public_name(path), "revision": "", "source": "local", "relation": relation}
     index = try_to_load_from_cache(path, "model_index.json", revision=revision or "main")
     commit = Path(index).parent.name if isinstance(index, str) else revision  # snapshots/COMMIT/model_index.json
-    return {"id": path, "revision": commit, "source": "hub", "relation": "finetune"}
+    return {"id": path, "revision": commit, "source": "hub", "relation": relation}

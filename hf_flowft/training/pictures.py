@@ -27,10 +27,13 @@ NUM_POINTS = 2000
 
 
 def pictured(data: FlowData, seed: int) -> Batch:
-    """The conditions shown in pictures, with fixed noise: of images with labels one a label, else those of the first rows."""
+    """The conditions shown in pictures, with fixed noise: of images with labels one a label, those the data name, or those of the first rows."""
     if _one_a_label(data):
         labels = torch.tensor(data.labels()[:NUM_IMAGES])
         x_1, condition = torch.empty(len(labels), *data.event_shape), {"class_labels": labels}
+    elif data.pictured:
+        condition = data.pictured
+        x_1 = torch.empty(len(next(iter(condition.values()))), *data.event_shape)
     else:
         size = min(NUM_IMAGES if data.is_image else NUM_POINTS, data.counts["train"])
         rows = data.rows("train", range(size))
@@ -44,6 +47,8 @@ def _one_a_label(data: FlowData) -> bool:
 
 def to_unit(samples: Tensor, data: FlowData) -> Tensor:
     """Model units to [0, 1], as image files have them."""
+    if data.to_images is not None:
+        return data.to_images(samples)
     low, high = data.facts.get("value_range", (0.0, 1.0))
     return (data.normalisation.undo(samples) - low) / (high - low)
 

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "train.log_every",
     "eval.every",
     "eval.report_num_steps",
+    "eval.path_numbers",
     "eval.min_delta",
     "eval.patience",
 )

@@ -14,6 +14,7 @@ from ..batch import Batch
 from ..cards import write_card
 from ..conventions import Prediction
 from ..data import DATA, FlowData
+from ..latents import LatentPipeline
 from ..models.bases import label_rows
 from ..models.observation import IMAGE_PREFIX
 from ..objectives import (
@@ -23,31 +24,31 @@ from ..objectives import (
     ReconstructionConfig,
 )
 from ..pairs import PairBuilder
-from ..pipelines import MAX_CONDITIONS, FlowPipeline, describe_data, make_pipeline
+from ..pipelines import MAX_CONDITIONS, describe_data, make_pipeline
 from ..pipelines.denoising import named_scheduler
 from ..randomness import keyed_generator
 from ..results import read_results, write_json
 from ..sampling import draw_rows
-from ..velocity import FrozenVelocity, Velocity
+from ..velocity import FrozenVelocity, SharedVelocity, Velocity
 from .batches import BankRows, Rows
 from .callbacks import Callback
 from .checkpoint import appearing
 from .config import RunConfig
 from .folder import check_folder, write_config
-from .models import Trainee
 from .outcome import run_results
 from .pictures import SamplePictures, run_figures
 from .publishing import Publisher
 from .rollouts import Rollouts
 from .step import NonFiniteLossError
+from .trainee import Trainee
 from .trainer import FlowTrainer, TrainResult
 
 
 @dataclass
 class RunResult:
-    """What a run leaves: the pipeline with the best weights, everything it measured, and its folder."""
+    """What a run leaves: the pipeline with the best weights (of a text-to-image model a `LatentPipeline`), everything it measured, and its folder."""
 
-    pipeline: FlowPipeline
+    pipeline: Any
     results: dict[str, Any]
     folder: Path
 
@@ -64,14 +65,22 @@ class Run:
         self.data = load_data(config)
         self.trainee: Trainee = config.model.build(self.data, self.data.num_classes, config.seed)
         self.base = self.trainee.base
-        if self.base is not None:
+        if self.trainee.data is not None:
+            self.data = self.trainee.data
+        elif self.data.caption_column:
+            raise ValueError(
+                "only text-to-image pipelines read captions: set model.name to lora or pretrained, or data.name to images."
+            )
+        elif self.base is not None:
             self.data.adopt(self.base.description)
-        self.reference = FrozenVelocity(self.base.model) if self.base is not None else None
+        self.reference = self._reference()
         check_folder(self.folder, config)
         self.publisher = Publisher(config.hub, self._pipeline)
         self.context = self._context()
         self.objective: Objective = config.objective.build(self.context)
         self._require_same_kind()
+        if isinstance(self.reference, SharedVelocity):
+            self.objective.prefetch = False  # pairs may be drawn by the network that is being trained
         self.trainer = FlowTrainer(
             self.trainee.model,
             self.data,
@@ -98,6 +107,12 @@ class Run:
                 f"the model at {self.config.model.path} predicts the {self.base.predicts}, but the objective {self.objective.name} teaches the "
                 f"{taught}: choose another objective.name, or train from scratch."
             )
+
+    def _reference(self) -> FrozenVelocity | None:
+        """The frozen base: inside of the network where the model keeps it there, otherwise a copy."""
+        if self.base is None or self.trainee.reference is not None:
+            return self.trainee.reference
+        return FrozenVelocity(self.base.model)
 
     @property
     def scheduler(self) -> Any:
@@ -152,6 +167,7 @@ class Run:
             variance=x_1.var(dim=0) if diagonal else None,
             extent=float(x_1.abs().max()),
             progress=self.progress,
+            batch_size=self.config.eval.batch_size,
         )
 
     def _rows(self) -> Rows | None:
@@ -162,7 +178,8 @@ class Run:
             raise ValueError(
                 "objective mle makes its pairs with a pretrained base: set model.name to pretrained and model.path."
             )
-        builder = PairBuilder(self.config.pairs, self.reference, self.shift, progress=self.progress)
+        size = self.config.eval.batch_size
+        builder = PairBuilder(self.config.pairs, self.reference, self.shift, size, self.progress)
 
         def build(version: int) -> Batch:
             generator = keyed_generator(self.config.seed, "pairs", version)
@@ -223,10 +240,10 @@ class Run:
                 self._pipeline(result.model).save_pretrained(temporary)
         return f"The best model until then, of step {result.step}, is in {folder}: a new run can start from it with --model.path."
 
-    def _pipeline(self, model: ModelMixin, changed: bool = True) -> FlowPipeline:
+    def _pipeline(self, model: ModelMixin, changed: bool = True) -> Any:
         """A model of this run with what is known of it; a base that nothing beat keeps its own description and conditions."""
         if self.base is not None and not changed:
-            return make_pipeline(model, self.trainee.scheduler, self.base.description, self.base.conditions)
+            return self._made(model, self.trainee.scheduler, self.base.description, self.base.conditions)
         description = describe_data(self.data, self.coupling)
         known = self.base.description if self.base is not None else {}
         if self.config.train.condition_dropout or "null_condition" in known:
@@ -235,7 +252,12 @@ class Run:
             description["value_range"] = known["value_range"]
         if self.objective.predicts != "velocity":
             description["predicts"] = self.objective.predicts
-        return make_pipeline(model, self.scheduler, description, self.kept_conditions)
+        return self._made(model, self.scheduler, description, self.kept_conditions)
+
+    def _made(self, model: ModelMixin, scheduler: Any, description: dict[str, Any], conditions: Any) -> Any:
+        if isinstance(self.base, LatentPipeline):
+            return self.base.renewed(model, description, conditions)
+        return make_pipeline(model, scheduler, description, conditions)
 
     def models(self, result: TrainResult) -> dict[str, Velocity]:
         """The fields that are compared: the base, where there is one, and the result."""

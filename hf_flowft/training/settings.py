@@ -120,6 +120,8 @@ class EvalConfig:
     """Numbers of solver steps in the report."""
     num_repeats: int = 4
     """Independent noise draws, the same for every candidate; their spread gives the standard errors."""
+    path_numbers: bool = True
+    """Report the shape of the sampling paths and the evaluations of an adaptive solver too: hundreds of evaluations of the network a sample."""
     max_samples: int = 2000
     """Held-out rows used at most."""
     batch_size: int = 1024

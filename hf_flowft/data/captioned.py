@@ -1,0 +1,79 @@
+"""Images with captions, from a folder with metadata.jsonl, a file or the Hub: what text-to-image models are fine-tuned on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets import Dataset
+
+from .flow_data import FlowData
+from .images import ImagesConfig, load_images
+
+OF_ALL = "prompt of all"
+"""The column of the one prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedConfig(ImagesConfig):
+    """Images and what they show in words: encoded once by the model's own encoders, then read as latents."""
+
+    caption_column: str = "text"
+    """The column of the captions (in a folder of images: a key of its metadata.jsonl)."""
+    prompt: str = ""
+    """One prompt for all images, in the place of captions ("a photo of sks dog")."""
+    resolution: int = 512
+    """Height and width; images are resized on the shorter side and cropped in the centre."""
+    base_prompts: str = ""
+    """A text file of prompts, one a line, by which the base is to be kept (replay); empty for a general list that comes with the package."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming:
+            raise ValueError("captioned data are encoded once and kept: set data.streaming to false.")
+        if self.channels != 3:
+            raise ValueError(f"text-to-image models make colour images: data.channels must be 3, got {self.channels}.")
+
+
+def load_captioned(config: CaptionedConfig) -> FlowData:
+    """The images in [-1, 1], their captions in a column of text; labels only choose among the rows.
+
+    Raises: ValueError as `load_images`, for a missing caption column, or prompts that cannot be read.
+    """
+    images = load_images(config)
+    splits = {name: _with_prompt(rows, config.prompt) for name, rows in images.splits.items()}
+    column = OF_ALL if config.prompt else config.caption_column
+    if column not in splits["train"].column_names:
+        raise ValueError(
+            f"{config.path} has no column {column!r} of captions; its columns are {', '.join(splits['train'].column_names)}: choose one as "
+            "data.caption_column, give data.prompt, one prompt for all images, or write captions into metadata.jsonl."
+        )
+    return replace(
+        images,
+        splits=splits,
+        condition_columns={},
+        label_names=[],
+        caption_column=column,
+        base_prompts=read_prompts(config.base_prompts),
+        facts={**images.facts, **({"prompt": config.prompt} if config.prompt else {})},
+    )
+
+
+def _with_prompt(rows: Dataset, prompt: str) -> Dataset:
+    return rows.add_column(OF_ALL, [prompt] * len(rows)) if prompt else rows
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts in a text file, one a line, without empty ones; the list that comes with the package where no file is named.
+
+    Raises: ValueError when the file cannot be read or holds none.
+    """
+    file = Path(path) if path else Path(__file__).with_name("prompts.txt")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the prompts {path}: {error}.") from error
+    prompts = list(dict.fromkeys(line for line in lines if line))
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line.")
+    return prompts

@@ -1,0 +1,26 @@
+"""Text-to-image pipelines of diffusers whose transformers are flows of latents: opened, encoded for, trained as any other velocity, saved."""
+
+from .encoding import Decoder, Encoder, encode
+from .family import LatentFamily
+from .lora import adapters_off, add_lora
+from .model import LatentFlowModel
+from .opening import FAMILIES, LatentBase, find_base, is_latent
+from .pipeline import LatentPipeline
+from .prompts import NOTHING, PromptTable
+
+__all__ = [
+    "FAMILIES",
+    "NOTHING",
+    "Decoder",
+    "Encoder",
+    "LatentBase",
+    "LatentFamily",
+    "LatentFlowModel",
+    "LatentPipeline",
+    "PromptTable",
+    "adapters_off",
+    "add_lora",
+    "encode",
+    "find_base",
+    "is_latent",
+]

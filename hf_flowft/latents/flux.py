@@ -1,0 +1,51 @@
+"""FLUX.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conventions import sigma_from_timestep
+from .family import LatentFamily, text_rows
+
+
+class Flux(LatentFamily):
+    """CLIP and T5; latents are packed two by two into tokens with positions, time is sigma itself, and FLUX.1-dev is told its guidance."""
+
+    name = "flux"
+    pipeline = "FluxPipeline"
+    readers = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    targets = (*LatentFamily.targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    text_length = 512
+
+    def output(
+        self, transformer: Any, sample: Tensor, timestep: Tensor, text: dict[str, Tensor], guidance: float
+    ) -> Tensor:
+        """See `LatentFamily`."""
+        pipeline = self.pipeline_class()
+        batch, channels, height, width = sample.shape
+        where: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
+        packed = transformer(
+            hidden_states=pipeline._pack_latents(sample, batch, channels, height, width),
+            timestep=sigma_from_timestep(timestep),
+            guidance=torch.full((batch,), guidance, device=sample.device)
+            if transformer.config.guidance_embeds
+            else None,
+            img_ids=pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, **where),
+            txt_ids=torch.zeros(text["encoder_hidden_states"].shape[1], 3, **where),
+            **text,
+            return_dict=False,
+        )[0]
+        return pipeline._unpack_latents(packed, height, width, 1)
+
+    def encode_text(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """See `LatentFamily`."""
+        embeds, pooled, _ = pipeline.encode_prompt(prompts, None, max_sequence_length=self.text_length)
+        return text_rows(encoder_hidden_states=embeds, pooled_projections=pooled)
+
+    def patch(self, config: Mapping[str, Any]) -> int:
+        """Two by two, whatever the transformer says of itself: it sees packed latents."""
+        return 2

@@ -1,0 +1,66 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft on a transformer of diffusers: added, switched off, saved as pipelines load them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..randomness import keyed_seed
+
+ADAPTER = "default"
+
+
+def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float, seed: int) -> None:
+    """Freeze a transformer and put an adapter on its layers, which alone is trained, in float32; at the start it changes nothing.
+
+    Args: `targets`: endings of names of linear layers; `alpha`: the adapter counts alpha / rank times; `seed`: of its weights.
+    Raises: ValueError when no layer has such a name, or peft is not there.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError("model.name lora needs peft: pip install hf_flowft[lora].") from error
+    transformer.requires_grad_(False)
+    options: dict[str, Any] = {"lora_alpha": alpha, "lora_dropout": dropout, "init_lora_weights": "gaussian"}
+    config = LoraConfig(r=rank, target_modules=list(targets), **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "adapter"))
+        try:
+            transformer.add_adapter(config, ADAPTER)
+        except ValueError as error:
+            layers = {name.rpartition(".")[2] for name, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+            raise ValueError(
+                f"model.target_modules {list(targets)} name no layer of the {type(transformer).__name__}; its linear layers end in "
+                f"{', '.join(sorted(layers))}."
+            ) from error
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def adapters_off(transformer: Any) -> Iterator[None]:
+    """Inside, the transformer computes what it did before it had adapters, bit for bit.
+
+    What is trained stays what it was, also where an optimiser or an average looks at it afterwards.
+    """
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+def save_lora(pipeline_class: Any, transformer: Any, folder: Path) -> None:
+    """Write the adapter as `pipeline.load_lora_weights(folder)` of diffusers reads it, with its settings in the file."""
+    from peft.utils import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+    settings = transformer.peft_config[ADAPTER].to_dict()
+    kept = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    pipeline_class.save_lora_weights(folder, transformer_lora_layers=kept, transformer_lora_adapter_metadata=settings)

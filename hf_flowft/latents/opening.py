@@ -1,0 +1,94 @@
+"""Finding a text-to-image pipeline and loading its halves one after the other: what encodes, then what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+
+from ..repository import hub_problem, one_line, read_json, shown
+from .family import LatentFamily, require_flow
+from .flux import Flux
+from .sana import Sana
+from .sd3 import StableDiffusion3
+
+FAMILIES: dict[str, LatentFamily] = {family.pipeline: family for family in (StableDiffusion3(), Flux(), Sana())}
+"""The pipelines that can be fine-tuned, by their class in diffusers. A new family is a file of its own and its name here."""
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class LatentBase:
+    """A text-to-image pipeline of diffusers on this machine: its folder, what is known of its kind, and what it is called."""
+
+    folder: Path
+    family: LatentFamily
+    name: str
+
+    def encoders(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The pipeline without its transformer."""
+        return self._load(dtype, transformer=None)
+
+    def generator(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The pipeline without what reads text.  Raises: ValueError when its scheduler is none of a flow."""
+        pipeline = self._load(dtype, **dict.fromkeys(self.family.readers))
+        require_flow(pipeline.scheduler, self.name)
+        return pipeline
+
+    def _load(self, dtype: torch.dtype, **without: None) -> Any:
+        cls = self.family.pipeline_class()
+        options = {"torch_dtype": {"vae": torch.float32, "default": dtype}, "use_safetensors": True}
+        try:
+            return cls.from_pretrained(self.folder, local_files_only=True, **options, **without)
+        except Exception as error:  # diffusers, transformers and tokenizers raise a dozen kinds
+            raise ValueError(f"cannot load the {cls.__name__} {self.name}: {one_line(error, 400)}") from error
+
+    def fingerprint(self) -> list[Any]:
+        """What must be the same for cached encodings to be right: the files that encode."""
+        files = sorted(
+            path for part in ("vae", *self.family.readers) for path in (self.folder / part).rglob("*") if path.is_file()
+        )
+        sizes = [(path, path.stat()) for path in files]
+        return [[path.relative_to(self.folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in sizes]
+
+
+def is_latent(path: str, revision: str = "") -> bool:
+    """Whether a folder or repository holds a pipeline of diffusers that can be fine-tuned here."""
+    return _class_name(path, revision) in FAMILIES
+
+
+def find_base(path: str, revision: str = "") -> LatentBase:
+    """The pipeline at a folder or in a repository, downloaded where it must be: configurations, tokenizers and safetensors, no code.
+
+    Raises: ValueError when no path is given, nothing is there, or it is a pipeline of another kind.
+    """
+    if not path:
+        raise ValueError("model.path must name the pretrained pipeline: a folder, or a repository on the Hub.")
+    kind = _class_name(path, revision)
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"{path} holds a {shown(kind)}; the text-to-image flows that can be fine-tuned are {', '.join(FAMILIES)}. (Stable Diffusion 1, 2 and "
+            "XL are no flows: their networks predict noise.)"
+        )
+    family = FAMILIES[kind]
+    if Path(path).is_dir():
+        return LatentBase(Path(path), family, Path(path).resolve().name)
+    try:
+        options = {"revision": revision or None, "use_safetensors": True}
+        return LatentBase(Path(family.pipeline_class().download(path, **options)), family, path)
+    except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
+        raise ValueError(f"{path!r}: {hub_problem(error, revision)}") from error
+
+
+def _class_name(path: str, revision: str) -> Any:
+    if Path(path).is_dir():
+        return read_json(Path(path) / INDEX).get("_class_name")
+    try:
+        return read_json(Path(hf_hub_download(path, INDEX, revision=revision or None))).get("_class_name")
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path!r} is no folder here, and {hub_problem(error, revision)}") from error

@@ -1,0 +1,53 @@
+"""Sana."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from .family import LatentFamily, text_rows
+
+
+class Sana(LatentFamily):
+    """Gemma reads the prompt after an instruction; a deep-compression autoencoder; the time may be scaled, and a learned variance is dropped."""
+
+    name = "sana"
+    pipeline = "SanaPipeline"
+    readers = ("text_encoder", "tokenizer")
+    text_length = 300
+
+    def output(
+        self, transformer: Any, sample: Tensor, timestep: Tensor, text: dict[str, Tensor], guidance: float
+    ) -> Tensor:
+        """See `LatentFamily`."""
+        time = timestep * transformer.config.timestep_scale
+        output = transformer(sample, timestep=time, **text, return_dict=False)[0]
+        return output[:, : sample.shape[1]]
+
+    def encode_text(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """See `LatentFamily`; with the instruction the pipeline gives by default."""
+        instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+        return self._encode(pipeline, prompts, instruction)
+
+    def encode_nothing(self, pipeline: Any) -> dict[str, Tensor]:
+        """See `LatentFamily`; the pipeline gives no instruction here."""
+        return self._encode(pipeline, [""], None)
+
+    def _encode(self, pipeline: Any, prompts: list[str], instruction: list[str] | None) -> dict[str, Tensor]:
+        embeds, mask, _, _ = pipeline.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.text_length,
+            complex_human_instruction=instruction,
+        )
+        return text_rows(encoder_hidden_states=embeds, encoder_attention_mask=mask)
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See `LatentFamily`; this autoencoder has no posterior."""
+        return vae.encode(pixels).latent * vae.config.scaling_factor
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `LatentFamily`."""
+        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]

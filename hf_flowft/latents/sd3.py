@@ -1,0 +1,33 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .family import LatentFamily, text_rows
+
+
+class StableDiffusion3(LatentFamily):
+    """Two CLIPs and T5, a transformer that takes latents as they are; guidance by a second evaluation under no prompt."""
+
+    name = "sd3"
+    pipeline = "StableDiffusion3Pipeline"
+    readers = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+    targets = (*LatentFamily.targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    text_length = 256
+    max_shift = 1.16
+
+    def output(
+        self, transformer: Any, sample: Tensor, timestep: Tensor, text: dict[str, Tensor], guidance: float
+    ) -> Tensor:
+        """See `LatentFamily`."""
+        return transformer(hidden_states=sample, timestep=timestep, **text, return_dict=False)[0]
+
+    def encode_text(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """See `LatentFamily`."""
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.text_length
+        )
+        return text_rows(encoder_hidden_states=embeds, pooled_projections=pooled)

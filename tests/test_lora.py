@@ -1,0 +1,307 @@
+"""Low-rank adapters trained by every objective: the base stays inside, only the adapter learns, and diffusers alone can use the result."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import assert_same, last_weights
+from tiny_latents import PIPELINES, captioned, saved, settings
+
+from hf_flowft import Callback, FrozenVelocity, Run, load_config
+from hf_flowft.conventions import time_grid
+from hf_flowft.couplings import Shard
+from hf_flowft.latents import FAMILIES, Decoder, adapters_off, add_lora, find_base
+from hf_flowft.sampling import generate
+from hf_flowft.velocity import SharedVelocity, Velocity
+
+METHODS = ["fm", "gft", "replay", "mle", "self"]
+NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+PROMPT = "a photo of a sks circle"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Images, prompts of the base, and a saved Stable Diffusion 3."""
+    folder = tmp_path_factory.mktemp("home")
+    captioned(folder / "images")
+    (folder / "prompts.txt").write_text("a white circle\na red ground\n")
+    saved(folder / "base", PIPELINES["sd3"])
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(home):
+    """A cache of `datasets` of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "cache")
+        yield
+
+
+def run(home, folder, method="fm", callbacks=(), **options):
+    """A small run, built but not executed."""
+    return Run(load_config(None, settings(home, method, output_dir=folder, **options)), callbacks, progress=False)
+
+
+def stock_images(pipeline, prompt=PROMPT):
+    """The same by diffusers alone."""
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"sigmas": [1, 0.75, 0.5, 0.25], "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "pt"}
+    return pipeline([prompt] * 2, latents=NOISE, height=16, width=16, **options).images
+
+
+def stock(folder):
+    """The pipeline as diffusers loads it."""
+    return FAMILIES["StableDiffusion3Pipeline"].pipeline_class().from_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_diffusers_alone_draws_the_same_images(method, home, tmp_path):
+    """Each objective trains, and `load_lora_weights` on the run's folder gives the images of the trained velocity, not those of the base."""
+    finished = run(home, tmp_path / "run", method).execute()
+    pipeline = stock(home / "base")
+    before = stock_images(pipeline)
+    pipeline.load_lora_weights(tmp_path / "run" / "pipeline")
+    after = stock_images(pipeline)
+    model = finished.pipeline.model
+    numbers = model.prompts.numbers([PROMPT, PROMPT])
+    latents = generate(finished.pipeline.velocity(), NOISE, {"prompt": numbers}, time_grid(4, 3.0))
+    ours = Decoder(model.family, pipeline.vae)(latents)
+    assert finished.results["selection"]["improved"]
+    torch.testing.assert_close(ours, after, rtol=0, atol=1e-4)
+    assert (after - before).abs().max() > 1e-3
+
+
+class Looks(Callback):
+    """Compares the reference with a frozen copy of the base after every step."""
+
+    def __init__(self):
+        self.same, self.copy = [], None
+
+    def on_log(self, trainer, step, logs):
+        """The reference is asked in the middle of a run, by a model in training mode."""
+        reference = trainer.objective.reference
+        assert isinstance(reference, SharedVelocity)
+        assert trainer.velocity.model.training
+        x, t, prompt = NOISE, torch.tensor([0.2, 0.9]), torch.tensor([1, 2])
+        moved = (trainer.velocity(x, t, prompt=prompt) - reference(x, t, prompt=prompt)).abs().max()
+        self.same.append((torch.equal(reference(x, t, prompt=prompt), self.copy(x, t, prompt=prompt)), float(moved)))
+        assert trainer.velocity.model.training
+        assert all(p.requires_grad for p in trainer.trained.values())
+
+
+@pytest.mark.parametrize("method", ["gft", "replay"])
+def test_the_reference_is_the_base_bit_for_bit(method, home, tmp_path):
+    """Before, while and after the adapter learns, the network with its adapters off is the pipeline's own transformer."""
+    looks = Looks()
+    built = run(home, tmp_path / "run", method, (looks,), **{"model.dropout": 0.2})
+    fresh = find_base(str(home / "base")).generator().transformer
+    same = type(built.trainee.model)(fresh, built.trainee.model.family, built.trainee.model.prompts)
+    looks.copy = FrozenVelocity(same)
+    x, t, prompt = NOISE, torch.tensor([0.2, 0.9]), torch.tensor([1, 2])
+    assert torch.equal(Velocity(built.trainee.model.eval())(x, t, prompt=prompt), looks.copy(x, t, prompt=prompt))
+    built.trainer.train()
+    assert [same for same, _ in looks.same] == [True, True]
+    assert looks.same[-1][1] > 1e-4
+    assert torch.equal(built.reference(x, t, prompt=prompt), looks.copy(x, t, prompt=prompt))
+
+
+def test_adapters_come_back_whatever_happens(home, tmp_path):
+    """An error inside of the block leaves the adapters on and trained."""
+    transformer = run(home, tmp_path / "run").trainee.model.transformer
+    with pytest.raises(KeyboardInterrupt), adapters_off(transformer):
+        raise KeyboardInterrupt
+    trained = [name for name, p in transformer.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+def test_only_the_adapter_learns(home, tmp_path):
+    """After a run every weight of the transformer is what it was, and the adapter has moved where its output is used."""
+    built = run(home, tmp_path / "run", "gft")
+    transformer = built.trainee.model.transformer
+    before = {name: p.detach().clone() for name, p in transformer.named_parameters()}
+    built.trainer.train()
+    moved = {name for name, p in transformer.named_parameters() if not torch.equal(p, before[name])}
+    assert all("lora_" in name for name in moved)
+    assert {name for name in before if "lora_B" in name and "attn.to_" in name and "to_add_out" not in name} <= moved
+
+
+@pytest.mark.slow
+def test_gft_at_alpha_one_is_plain(home, tmp_path):
+    """With no temperature GFT is flow matching, bit for bit."""
+    cold = {"train.temperature.initial_temperature": 0.0, "train.temperature.final_temperature": 0.0}
+    run(home, tmp_path / "gft", "gft", **cold).trainer.train()
+    run(home, tmp_path / "fm", "fm", **cold).trainer.train()
+    one, other = last_weights(tmp_path / "gft"), last_weights(tmp_path / "fm")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gft", "self"])
+def test_recomputed_activations_change_nothing(method, home, tmp_path):
+    """Gradient checkpointing gives the same weights, also with the base asked in between."""
+    for flag in (False, True):
+        run(home, tmp_path / str(flag), method, **{"train.gradient_checkpointing": flag}).trainer.train()
+    one, other = last_weights(tmp_path / "False"), last_weights(tmp_path / "True")
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_averages_follow_the_adapter(home, tmp_path):
+    """The moving average of a GFT run is that of its live weights, although the base was asked at every step."""
+    seen = []
+
+    class Keeps(Callback):
+        def on_log(self, trainer, step, logs):
+            """The live weights after every step."""
+            seen.append({name: p.detach().clone() for name, p in trainer.trained.items()})
+
+    options = {"train.ema_decay": 0.5, "train.ema_mode": "constant", "train.num_steps": 3}
+    built = run(home, tmp_path / "run", "gft", (Keeps(),), **options)
+    average = {name: p.detach().clone() for name, p in built.trainer.trained.items()}
+    built.trainer.train()
+    for live in seen:
+        average = {name: 0.5 * average[name] + 0.5 * live[name] for name in average}
+    for name, value in last_weights(tmp_path / "run", "ema").items():
+        torch.testing.assert_close(value, average[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["replay", "mle"])
+def test_a_resumed_run_is_the_uninterrupted_one(method, home, tmp_path):
+    """Two steps and two more are four, bit for bit, with the banks of the first part."""
+    steps = {"train.num_steps": 4, "train.checkpoint_every": 2}
+    run(home, tmp_path / "whole", method, **steps).trainer.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-2", tmp_path / "half")
+    again = run(home, tmp_path / "parts", method, **steps, **{"train.resume_from_checkpoint": tmp_path / "half"})
+    again.trainer.train()
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_a_run_on_cached_encodings_is_the_same_run(home, tmp_path, monkeypatch):
+    """Encoding now or reading what was encoded before: the same weights and numbers, bit for bit."""
+    run(home, tmp_path / "warm").trainer.train()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "other")
+    run(home, tmp_path / "cold").trainer.train()
+    assert_same(tmp_path / "warm", tmp_path / "cold")
+
+
+def test_replay_keeps_the_bases_prompts(home, tmp_path):
+    """The bank holds the base's samples under the base's prompts, and its targets are the base's velocity."""
+    built = run(home, tmp_path / "run", "replay")
+    bank, table = built.objective.replay, built.trainee.model.prompts
+    assert {table.prompts[i] for i in bank.condition["prompt"].tolist()} == {"a white circle", "a red ground"}
+    assert bank.states is None
+    assert bank.z_1.shape == (8, 4, 8, 8)
+
+
+def test_training_times_are_shifted_like_the_grid(home, tmp_path):
+    """With `times.shift: 0` the shift of training times, of the pairs' grid and of evaluation is the pipeline's one number."""
+    built = run(home, tmp_path / "run", "fm", **{"objective.times.shift": 0})
+    assert built.objective.times.shift == built.trainer.evaluator.sampler.shift == built.shift == 3.0
+
+
+def test_conditions_are_dropped_for_nothing(home, tmp_path):
+    """With condition dropout a prompt becomes number 0, which is what guidance asks for."""
+    built = run(home, tmp_path / "run", **{"train.condition_dropout": 0.5})
+    batch = built.data.rows("train")
+    dropped = built.trainer.dropout(batch, torch.Generator().manual_seed(0), Shard()).condition["prompt"]
+    assert 0 < (dropped == 0).sum() < len(dropped)
+    assert torch.equal(dropped[dropped != 0], batch.condition["prompt"][dropped != 0])
+    built.trainer.train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "sana"])
+def test_other_families_train_the_same_way(name, home, tmp_path):
+    """GFT with replay on Flux and Sana, loaded into diffusers' pipeline."""
+    saved(tmp_path / "base", PIPELINES[name])
+    size = 32 if name == "sana" else 16
+    options = {"model.path": tmp_path / "base", "data.resolution": size, "objective.times.shift": 0}
+    finished = run(home, tmp_path / "run", "replay", **options).execute()
+    cls = find_base(str(tmp_path / "base")).family.pipeline_class()
+    pipeline = cls.from_pretrained(tmp_path / "base")
+    pipeline.set_progress_bar_config(disable=True)
+    assert finished.results["selection"]["improved"]
+    before, after = [], []
+    for images in (before, after):
+        options = {"num_inference_steps": 2, "height": size, "width": size, "output_type": "pt"}
+        options |= {"use_resolution_binning": False} if name == "sana" else {}
+        images.append(pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **options).images)
+        pipeline.load_lora_weights(tmp_path / "run" / "pipeline")
+    assert (after[0] - before[0]).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_half_precision_is_the_bases_alone(home, tmp_path):
+    """A base in bfloat16 under adapters, averages and latents in float32."""
+    finished = run(home, tmp_path / "run", "gft", **{"model.dtype": "bfloat16"}).execute()
+    kinds = {p.dtype for name, p in finished.pipeline.model.transformer.named_parameters() if "lora_" in name}
+    assert kinds == {torch.float32}
+    assert finished.pipeline.model.working_dtype == torch.bfloat16
+    weights = load_file(tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_the_whole_transformer_is_trained_and_saved_as_a_pipeline(home, tmp_path):
+    """Without an adapter the reference is a copy, and the run's folder is a whole pipeline of diffusers."""
+    built = run(home, tmp_path / "run", "gft", model="pretrained")
+    assert type(built.reference) is FrozenVelocity
+    finished = built.execute()
+    whole = stock(tmp_path / "run" / "pipeline")
+    trained = finished.pipeline.model.transformer.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in whole.transformer.state_dict().items())
+    assert not torch.equal(stock_images(whole), stock_images(stock(home / "base")))
+
+
+def test_the_card_says_how_diffusers_loads_it(home, tmp_path):
+    """Base, adapter, trigger words and the grid are on the card; the code on it is Python."""
+    run(home, tmp_path / "run", "fm", **{"data.prompt": "a photo of sks"}).execute()
+    card = (tmp_path / "run" / "README.md").read_text()
+    for text in ("pipeline_tag: text-to-image", "instance_prompt: a photo of sks", "- lora", "load_lora_weights"):
+        assert text in card
+    assert "SD3Transformer2DModel" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["base_model"]["relation"] == "adapter"
+    assert results["data"]["text_to_image"]["pipeline"] == "StableDiffusion3Pipeline"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"model.target_modules": "[nowhere]"},
+            r"name no layer of the SD3Transformer2DModel; its linear layers end in .*to_q",
+        ),
+        ({"model.rank": 0}, "model.rank must be at least 1"),
+        ({"data.name": "images", "data.caption_column": None}, "have none: use data.name captioned"),
+        ({"model.name": "mlp", "model.path": None, "model.rank": None}, "only text-to-image pipelines read captions"),
+        ({"model.path": ""}, "model.path must name the pretrained pipeline"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, text, home, tmp_path):
+    """Layers, data and models that do not belong together end in one sentence."""
+    words = [word for word in settings(home, output_dir=tmp_path / "run")]
+    for key, value in options.items():
+        words = [word for word in words if not word.startswith(f"--{key}=")]
+        words += [] if value is None else [f"--{key}={value}"]
+    if options.get("data.name") == "images":
+        words = [word for word in words if not word.startswith("--data.base_prompts")]
+    with pytest.raises(ValueError, match=text):
+        Run(load_config(None, words), progress=False)
+
+
+def test_the_package_does_not_need_peft(home, tmp_path, monkeypatch):
+    """Everything but adapters works without it, and adapters say what to install."""
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"pip install hf_flowft\[lora\]"):
+        add_lora(torch.nn.Linear(1, 1), ["x"], rank=1, alpha=1, dropout=0.0, seed=0)
