@@ -14,6 +14,8 @@ NAMES = {
     "nfe_dopri5": "evaluations of the adaptive solver `dopri5`",
     "nearest_train": "distance of a sample to the nearest training sample",
     "diversity": "distance between two samples (diversity)",
+    "reconstruction": "squared error of one sample under each held-out condition",
+    "action_diversity": "spread of the chunks under one observation (action diversity)",
 }
 ABOUT = {
     "target": "The data it was trained for",
@@ -35,10 +37,10 @@ def changes_section(results: dict[str, Any]) -> str:
     metrics = results["metrics"]
     if "base" not in metrics:
         return ""
-    found = results["changes"]
+    found, collapse = results["changes"], results["selection"].get("collapse", "")
     if not results["selection"]["improved"]:
         told = "Nothing: no attempt beat the base, and the base is what is returned."
-        return f"## What got better and what got worse\n\n{told}"
+        return "\n\n".join(filter(None, ["## What got better and what got worse", told, collapse]))
     lines = ["## What got better and what got worse", "", _how(results)]
     for verdict, title in VERDICTS.items():
         lines += ["", f"**{title}**", "", *_bullets(results, found, verdict)]
@@ -91,6 +93,9 @@ def _bullets(results: dict[str, Any], found: dict[str, dict[str, Any]], verdict:
         ]
         if told:
             lines.append(f"- {title}: {'; '.join(told)}.")
+    collapse = results["selection"].get("collapse")
+    if verdict == "worse" and collapse:
+        lines.append(f"- {collapse}")
     if verdict == "worse" and not any(about(name, results) == "base_domain" for name in found):
         lines.append("- Forgetting was not measured: the run was given no data of the base's domain.")
     return lines or ["- Nothing that was measured."]
@@ -107,7 +112,7 @@ def _samples(results: dict[str, Any], found: dict[str, dict[str, Any]]) -> list[
     words = {"higher": "higher", "lower": "lower", "unclear": "no clear difference"}
     lines = [
         f"- {_capital(_told(name, found[name], results))}: {words[found[name]['verdict']]}."
-        for name in ("diversity", "nearest_train")
+        for name in ("diversity", "action_diversity", "nearest_train")
         if name in found
     ]
     metrics = results["metrics"]["result"]

@@ -179,7 +179,8 @@ def _training(train: dict[str, Any]) -> str:
     dropped = f"; the condition is dropped with probability {train['condition_dropout']:g}" * bool(
         train["condition_dropout"]
     )
-    augmented = f"; the observations of every batch are corrupted by `{train['augment']}`" * bool(train.get("augment"))
+    worse = train.get("augment", "")  # older runs had no such setting
+    augmented = f"; the observations of every batch are corrupted by `{worse}`" * bool(worse)
     return (
         f"At most {train['num_steps']} steps of AdamW with batches of {train['batch_size']} at learning rate {train['learning_rate']:g} "
         f"({shape}{warmup}); {average}{dropped}{augmented}."

@@ -16,9 +16,11 @@ from ..data import FlowData
 from ..metrics.distances import energy_distance, energy_distance_by_label, frechet_distance
 from ..metrics.flow import adaptive_evaluations, held_out_loss, path_geometry
 from ..metrics.modes import diversity, nearest_distance
+from ..models.looking import look
 from ..randomness import keyed_generator
 from ..results import mean_and_error
 from ..velocity import Velocity
+from .diversity import NUM_OBSERVATIONS, action_diversity
 from .samplers import Sampler
 from .settings import EvalConfig
 
@@ -39,11 +41,13 @@ FLOW_NUMBERS = {
 
 @dataclass(frozen=True)
 class Score:
-    """The selection metric of one candidate: a value for each repeat on the target, and on the base's data where there is some."""
+    """The selection metric of one candidate: a value for each repeat on the target, and on the base's data where there is some; of a policy also
+    its `action_diversity`, which selects nothing."""
 
     step: int
     target: list[float]
     base_domain: list[float]
+    action_diversity: float | None = None
 
     @property
     def value(self) -> float:
@@ -64,6 +68,11 @@ def energy_metric(samples: Tensor, held_out: Batch) -> float:
         if kept.any():
             return float(energy_distance_by_label(samples[kept], held_out.x_1[kept], labels[kept], labels[kept]))
     return float(energy_distance(samples, held_out.x_1))
+
+
+def reconstruction_error(samples: Tensor, held_out: Batch) -> float:
+    """Mean squared error of one sample under each held-out condition."""
+    return float((samples - held_out.x_1).square().mean())
 
 
 class Evaluator:
@@ -99,6 +108,7 @@ class Evaluator:
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
         self._held_out: dict[str, Batch] = {}
+        self._observed: dict[str, Batch] = {}
         self._require_rows()
 
     def _require_rows(self) -> None:
@@ -165,7 +175,7 @@ class Evaluator:
         if self.metric_name == "frechet":
             return float(frechet_distance(self.features(samples), self.features(held_out.x_1)))
         if self.metric_name == "reconstruction":
-            return float((samples - held_out.x_1).square().mean())
+            return reconstruction_error(samples, held_out)
         return energy_metric(samples, held_out)
 
     def _held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
@@ -178,7 +188,28 @@ class Evaluator:
         """The selection metric on the validation splits."""
         target = self._mean_over_steps(velocity, self.selection_split)
         base = self._mean_over_steps(velocity, "base_validation") if "base_validation" in self.data.splits else []
-        return Score(step, target, base)
+        return Score(step, target, base, self.action_diversity(velocity, self.selection_split))
+
+    def action_diversity(self, velocity: Velocity, split: str) -> float | None:
+        """See `diversity.action_diversity`, under observations spread over a split, mean over the numbers of steps of the selection; None for what is
+        no policy.
+        """
+        if "policy" not in self.data.facts:
+            return None
+        if split not in self._observed:
+            count = self.data.counts[split]
+            index = torch.linspace(0, count - 1, min(count, NUM_OBSERVATIONS)).long().unique().tolist()
+            self._observed[split] = self.data.rows(split, index)
+        device = next(velocity.parameters()).device
+        with torch.no_grad():
+            seen = look(velocity.model, self._observed[split].to(device).condition)
+        observed = self._observed[split].with_condition(seen)
+
+        def measured(steps: int) -> float:
+            generator = keyed_generator(self.seed, "action diversity")
+            return action_diversity(lambda x, c: self.sampler(velocity, x, c, steps), observed, generator)
+
+        return sum(map(measured, self.select_steps)) / len(self.select_steps)
 
     def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
         steps = self.select_steps[:1] if self.metric_name == "held_out_loss" else self.select_steps
@@ -196,10 +227,25 @@ class Evaluator:
         metrics = self._curve(velocity, self.test_split, "target")
         if "base_test" in self.data.splits:
             metrics |= self._curve(velocity, "base_test", "base_domain")
-        return {**metrics, **self._more_numbers(velocity, self.test_split)}
+        return {**metrics, **self._policy_numbers(velocity), **self._more_numbers(velocity, self.test_split)}
+
+    def _policy_numbers(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
+        """Of a policy: the error of one chunk under each held-out observation at the numbers of steps of the selection, and the action diversity."""
+        spread = self.action_diversity(velocity, self.test_split)
+        if spread is None:
+            return {}
+        numbers: dict[str, dict[str, Any]] = {}
+        held_out, draws = self.held_out(self.test_split), range(self.config.num_repeats)
+        for n in self.select_steps if self.metric_name != "reconstruction" else []:
+            values = [reconstruction_error(self.samples(velocity, held_out, n, draw), held_out) for draw in draws]
+            numbers[f"reconstruction@{n}"] = {**mean_and_error(values), "count": len(held_out), "direction": "lower"}
+        count = len(self._observed[self.test_split])
+        return {**numbers, "action_diversity": {"value": spread, "count": count, "direction": "neither"}}
 
     def _curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
         count = len(self.held_out(split))
+        if self.rollouts is not None:
+            count = self.config.episodes * self.config.num_repeats
         if self.metric_name == "held_out_loss":
             values = [self.distance(velocity, split, 1, repeat) for repeat in range(self.config.num_repeats)]
             return {f"{domain}/held_out_loss": {**mean_and_error(values), "count": count, "direction": "lower"}}

@@ -14,6 +14,7 @@ from ..latents import LatentFlowModel, LatentPipeline
 from ..models import ViscousFlowModel
 from ..objectives import ReconstructionObjective
 from ..results import RESULTS_VERSION, changes, environment, public_name
+from .diversity import collapse
 from .models import ViscosityConfig
 from .step import TrainResult
 
@@ -45,6 +46,7 @@ def run_results(run: Run, result: TrainResult) -> dict[str, Any]:
             "num_steps": evaluator.select_steps,
             "best_step": result.step,
             "improved": result.improved,
+            "collapse": collapse(result.selection.scores) if base is not None else "",
             "verdict": result.verdict
             if base is not None
             else result.verdict.replace("the base", "the untrained network"),

@@ -34,6 +34,7 @@ from .batches import BankRows, Rows
 from .callbacks import Callback
 from .checkpoint import appearing
 from .config import RunConfig
+from .diversity import CollapseAlarm
 from .folder import check_folder, write_config
 from .outcome import run_results
 from .pictures import SamplePictures, run_figures
@@ -92,12 +93,17 @@ class Run:
             rows=self._rows(),
             shift=self.shift,
             null_condition=self.null_condition,
-            callbacks=(*callbacks, SamplePictures(self.data, self.folder, config.seed), self.publisher),
+            callbacks=(*callbacks, *self._watchers()),
             identity=config.as_dict(),
             rollouts=Rollouts(config.eval, self._pipeline, config.seed) if config.eval.environment else None,
         )
         if self.trainer.accelerator.is_main_process:
             write_config(self.folder, config)
+
+    def _watchers(self) -> list[Callback]:
+        """What every run is watched by; the diversity of actions can only be lost by who had it."""
+        alarm = [CollapseAlarm()] if self.base is not None else []
+        return [SamplePictures(self.data, self.folder, self.config.seed), self.publisher, *alarm]
 
     def _require_same_kind(self) -> None:
         """Raises: ValueError when the objective teaches something else than the base has learned."""

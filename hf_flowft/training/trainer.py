@@ -235,7 +235,8 @@ class FlowTrainer:
             self.velocity.to("cpu")
         self.train_step.train()
         if self.config.report_to:
-            self.accelerator.log({"selection": score.value}, step=self.step)
+            spread = {} if score.action_diversity is None else {"action_diversity": score.action_diversity}
+            self.accelerator.log({"selection": score.value, **spread}, step=self.step)
 
     def weights(self) -> dict[str, Tensor]:
         """What training changes: trained parameters and buffers, by name; this process's parts of them where they are divided."""
