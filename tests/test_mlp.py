@@ -122,10 +122,11 @@ def test_bad_configurations_are_refused(change, named):
         ({}, (4, 2), {"class_labels": torch.zeros(4).long()}, "num_classes is 0, so class_labels must not be given"),
         ({"condition_dim": 2}, (4, 2), {}, "condition_dim is 2, so condition must be given"),
         ({}, (4, 2), {"condition": torch.zeros(4, 2)}, "condition_dim is 0, so condition must not be given"),
+        ({"condition_dim": 2}, (4, 2), {"condition": torch.zeros(4, 3)}, r"must have shape \(4, 2\), got \(4, 3\)"),
     ],
-    ids=["shape", "no label", "a label", "no condition", "a condition"],
+    ids=["shape", "no label", "a label", "no condition", "a condition", "another condition"],
 )
 def test_bad_inputs_are_refused(options, shape, condition, named):
-    """Samples of another shape and conditions too few or too many are named."""
+    """Samples and conditions of another shape, and conditions too few or too many, are named."""
     with pytest.raises(ValueError, match=named):
         build({"event_shape": [2]} | options)(torch.zeros(shape), 1.0, **condition)

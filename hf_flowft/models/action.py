@@ -11,7 +11,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from .observation import IMAGE_PREFIX, ObservationEncoder, Recomputing
-from .output import FlowModelOutput
+from .output import FlowModelOutput, check_inputs
 from .saved import SafeModelMixin
 
 
@@ -59,7 +59,7 @@ class ActionModel(Recomputing, SafeModelMixin, ConfigMixin):
         place `image_features`, what `encode_images` made of them: a solver need not look at the same images at every step.
         Raises: ValueError for a sample of another shape, or a condition that is missing, unknown or of another shape.
         """
-        self._check(sample, class_labels, condition)
+        check_inputs(self.config, sample, class_labels, condition)
         self._check_images(sample, image_features, images)
         if self.cameras is not None and image_features is None:
             image_features = self.cameras(images)
@@ -87,19 +87,6 @@ class ActionModel(Recomputing, SafeModelMixin, ConfigMixin):
     def _velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
         """noise - data: `sample`: (batch, horizon, action_dim), `embedding`: (batch, size) -> the shape of `sample`."""
         raise NotImplementedError
-
-    def _check(self, sample: Tensor, class_labels: Tensor | None, condition: Tensor | None) -> None:
-        shape = list(self.config.event_shape)
-        if list(sample.shape[1:]) != shape:
-            raise ValueError(f"this model takes samples of shape (batch, *{shape}), got {tuple(sample.shape)}.")
-        given = {"num_classes": ("class_labels", class_labels), "condition_dim": ("condition", condition)}
-        for option, (key, value) in given.items():
-            if (value is not None) != bool(self.config[option]):
-                verb = "be" if value is None else "not be"
-                raise ValueError(f"{option} is {self.config[option]}, so {key} must {verb} given.")
-        if condition is not None and condition.shape != (len(sample), self.config.condition_dim):
-            wanted = (len(sample), self.config.condition_dim)
-            raise ValueError(f"condition must have shape {wanted}, got {tuple(condition.shape)}.")
 
     def _check_images(self, sample: Tensor, features: Tensor | None, images: Mapping[str, Any]) -> None:
         self._check_cameras(images)

@@ -13,7 +13,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ..conventions import sigma_from_timestep, t_from_sigma
-from .output import FlowModelOutput
+from .output import FlowModelOutput, check_inputs
 from .saved import SafeModelMixin
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -94,9 +94,9 @@ class VelocityMLP(SafeModelMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> FlowModelOutput | tuple[Tensor]:
         """Args: `sample`: (batch, *event_shape); `timestep`: number or (batch,) in [0, 1000]; `class_labels`: (batch,) int64;
-        `condition`: (batch, condition_dim).  Raises: ValueError for a sample of another shape or a missing or unknown condition.
+        `condition`: (batch, condition_dim).  Raises: ValueError for a sample or condition of another shape, or a missing or unknown condition.
         """
-        self._check(sample, class_labels, condition)
+        check_inputs(self.config, sample, class_labels, condition)
         x = sample.flatten(1)
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=x.device).expand(x.shape[0])
         if self.config.time == "concat":
@@ -118,17 +118,3 @@ class VelocityMLP(SafeModelMixin, ConfigMixin):
         for block in self.blocks:
             hidden = block(hidden, embedding)
         return self.output(hidden)
-
-    def _check(self, sample: Tensor, class_labels: Tensor | None, condition: Tensor | None) -> None:
-        if list(sample.shape[1:]) != list(self.config.event_shape):
-            raise ValueError(
-                f"this model takes samples of shape (batch, *{list(self.config.event_shape)}), got {tuple(sample.shape)}."
-            )
-        if (class_labels is not None) != bool(self.config.num_classes):
-            raise ValueError(
-                f"num_classes is {self.config.num_classes}, so class_labels must {'be' if class_labels is None else 'not be'} given."
-            )
-        if (condition is not None) != bool(self.config.condition_dim):
-            raise ValueError(
-                f"condition_dim is {self.config.condition_dim}, so condition must {'be' if condition is None else 'not be'} given."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin, UNet2DModel
@@ -99,10 +99,49 @@ class UNetConfig:
         return Trainee(model, FlowODEScheduler(shift=self.shift))
 
 
-@dataclass(frozen=True)
-class UNet1DConfig:
+@dataclass(frozen=True, kw_only=True)
+class ActionModelConfig:
+    """A fresh network of action chunks."""
+
+    network: ClassVar[type[ModelMixin]]
+    image_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    """Channels of the stages of the image encoder, where the data have images."""
+    share_image_encoder: bool = False
+    """One image encoder for all cameras instead of one each."""
+    shift: float = 1.0
+    """Shift of the sampling grid."""
+
+    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
+        """A network with seeded weights for the data's chunks and observations.  Raises: ValueError for data that are no chunks."""
+        if len(data.event_shape) != 2:
+            raise ValueError(
+                f"{self.network.__name__} takes action chunks (horizon, action_dim), got samples of shape {data.event_shape}; "
+                "use model.name mlp."
+            )
+        observed = data.rows("train", [0]).condition
+        images = {
+            key.removeprefix(IMAGE_PREFIX): list(value.shape[1:])
+            for key, value in observed.items()
+            if key.startswith(IMAGE_PREFIX)
+        }
+        options = {key: value for key, value in asdict(self).items() if key != "shift"}
+        model = _seeded(
+            seed,
+            self.network,
+            event_shape=list(data.event_shape),
+            num_classes=num_classes,
+            condition_dim=observed["condition"].shape[1] if "condition" in observed else 0,
+            images=images or None,
+            **options,
+        )
+        return Trainee(model, FlowODEScheduler(shift=self.shift))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet1DConfig(ActionModelConfig):
     """A fresh `ConditionalUNet1D`: action chunks under observations."""
 
+    network = ConditionalUNet1D
     channels: list[int] = field(default_factory=lambda: [64, 128, 256])
     """Channels at each resolution of the horizon, which is halved between them."""
     kernel_size: int = 5
@@ -111,38 +150,19 @@ class UNet1DConfig:
     """Groups of the group normalisation."""
     embedding_dim: int = 128
     """Width of the embedding of time and observation."""
-    image_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
-    """Channels of the stages of the image encoder, where the data have images."""
-    share_image_encoder: bool = False
-    """One image encoder for all cameras instead of one each."""
-    shift: float = 1.0
-    """Shift of the sampling grid."""
-
-    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
-        """A network with seeded weights for the data's chunks and observations.  Raises: ValueError for data that are no chunks."""
-        return _action_model(ConditionalUNet1D, self, data, num_classes, seed)
 
 
-@dataclass(frozen=True)
-class Transformer1DConfig:
+@dataclass(frozen=True, kw_only=True)
+class Transformer1DConfig(ActionModelConfig):
     """A fresh `ActionTransformer`: action chunks under observations."""
 
+    network = ActionTransformer
     hidden_dim: int = 128
     """Width of the tokens, a multiple of num_heads."""
     num_layers: int = 4
     """Blocks of attention and MLP."""
     num_heads: int = 4
     """Heads of the attention."""
-    image_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
-    """Channels of the stages of the image encoder, where the data have images."""
-    share_image_encoder: bool = False
-    """One image encoder for all cameras instead of one each."""
-    shift: float = 1.0
-    """Shift of the sampling grid."""
-
-    def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
-        """A network with seeded weights for the data's chunks and observations.  Raises: ValueError for data that are no chunks."""
-        return _action_model(ActionTransformer, self, data, num_classes, seed)
 
 
 @dataclass(frozen=True)
@@ -257,31 +277,6 @@ def check_fits(base: FlowPipeline, path: str, data: FlowData) -> None:
             f"the model at {path} knows the labels 0 to {known - 1}, but the data have {labels[0]} to {labels[-1]}: choose data.labels among "
             "those, renumber the labels, or pretrain a model with more."
         )
-
-
-def _action_model(cls: type, config: Any, data: FlowData, num_classes: int, seed: int) -> Trainee:
-    """A network of action chunks for the observations that the data's rows hold."""
-    if len(data.event_shape) != 2:
-        raise ValueError(
-            f"{cls.__name__} takes action chunks (horizon, action_dim), got samples of shape {data.event_shape}; use model.name mlp."
-        )
-    observed = data.rows("train", [0]).condition
-    images = {
-        key.removeprefix(IMAGE_PREFIX): list(value.shape[1:])
-        for key, value in observed.items()
-        if key.startswith(IMAGE_PREFIX)
-    }
-    options = {key: value for key, value in asdict(config).items() if key != "shift"}
-    model = _seeded(
-        seed,
-        cls,
-        event_shape=list(data.event_shape),
-        num_classes=num_classes,
-        condition_dim=observed["condition"].shape[1] if "condition" in observed else 0,
-        images=images or None,
-        **options,
-    )
-    return Trainee(model, FlowODEScheduler(shift=config.shift))
 
 
 def _seeded(seed: int, cls: type, **options: Any) -> ModelMixin:
