@@ -97,6 +97,9 @@ def test_the_metadata_are_those_of_a_space(spaces):
     assert set(required) == {"torch", "hf_flowft", "gradio"}
     assert all(r.specifier for r in required.values())
     assert any(line.startswith("--extra-index-url") and line.endswith("/cpu") for line in lines)
+    (package,) = [line for line in lines if line.startswith("hf_flowft")]
+    assert f"Where pip finds no `{package}`, put `hf_flowft @ ADDRESS`" in (spaces["digits"] / "README.md").read_text()
+    assert Requirement("hf_flowft @ git+https://example.org/flows.git").url  # what the README means by an address
 
 
 def test_nothing_of_this_machine_is_published(spaces, runs):

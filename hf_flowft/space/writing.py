@@ -48,6 +48,9 @@ pip install -r requirements.txt
 python app.py
 ```
 
+Where pip finds no `{package}`, put `hf_flowft @ ADDRESS` in its place in requirements.txt: of a wheel, or `git+https://...` of the source. The Hub
+installs that file too.
+
 {pipelines} with `hf_flowft.FlowPipeline.from_pretrained`. Numbers (n, 2) in a file `data.npy` are drawn behind two-dimensional samples."""
 
 
@@ -147,17 +150,18 @@ def _write_text(folder: Path, results: dict[str, Any], licence: str, base: Base 
         argument, pipelines = ', base=FOLDER / "base"', "`result/` and `base/` load"
     if base is not None:
         models = "the base and of the fine-tune, from the same noise,"
+    package = f"hf_flowft=={importlib.metadata.version('hf_flowft')}"
     sections = {
         "title": f"# {results['name']}",
         "summary": SUMMARY.format(verdict=results["selection"]["verdict"], models=models),
-        "use": USE.format(pipelines=pipelines),
+        "use": USE.format(pipelines=pipelines, package=package),
     }
     (folder / "app.py").write_text(APP.format(base=argument), encoding="utf-8")
     (folder / "README.md").write_text(assemble(_metadata(results["name"], licence, base), sections), encoding="utf-8")
     requirements = [
         "--extra-index-url https://download.pytorch.org/whl/cpu",
         f"torch=={importlib.metadata.version('torch').split('+')[0]}",
-        f"hf_flowft=={importlib.metadata.version('hf_flowft')}",
+        package,
         f"gradio=={GRADIO_VERSION}",
     ]
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
