@@ -45,7 +45,7 @@ def _demonstrate(options: argparse.Namespace, settings: list[str]) -> None:
 def _rollout(options: argparse.Namespace, settings: list[str]) -> None:
     from .environments.base import initial_seeds
     from .environments.rollout import rollout
-    from .environments.videos import write_video
+    from .environments.videos import film
     from .pipelines import FlowPolicyPipeline
     from .results import environment, public_name, write_json
     from .tables import metrics_table
@@ -70,13 +70,5 @@ def _rollout(options: argparse.Namespace, settings: list[str]) -> None:
         facts["scheduler"] = options.scheduler or ""
         write_json(Path(options.out), {**facts, "metrics": metrics, "versions": environment()})
     if options.video:
-        chosen = {"good": int(result.max_reward.argmax()), "bad": int(result.max_reward.argmin())}
-        shown = rollout(
-            policy,
-            options.env,
-            [seeds[i] for i in dict.fromkeys(chosen.values())],
-            record=range(len(set(chosen.values()))),
-            **common,
-        )
-        for name, frames in zip(chosen, shown.frames.values(), strict=False):
-            print(write_video(frames, Path(options.video) / f"{name}.gif", fps=pipeline.policy["fps"]))
+        for path in film(policy, result, Path(options.video), pipeline.policy["fps"], **common):
+            print(path)

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_flowft.environments import (
     action_jerk,
     expert_policy,
-    good_and_bad,
+    film,
     hold_still_policy,
     initial_seeds,
     random_policy,
@@ -184,17 +184,28 @@ def test_actions_that_are_not_finite_are_placed(toy):
         rollout(broken, "toy", [1, 2], action_horizon=2)
 
 
+def test_the_best_and_the_worst_are_filmed(toy, tmp_path):
+    """good.gif is the episode of the highest reward, bad.gif that of the lowest; of a single one there is one film."""
+    result = rollout(Script(), "toy", [3, 7, 0], action_horizon=2)
+    paths = film(Script(), result, tmp_path, 10, action_horizon=2)
+    assert [path.name for path in paths] == ["good.gif", "bad.gif"]
+    lengths = []
+    for path in paths:
+        with Image.open(path) as gif:
+            lengths.append(gif.n_frames)
+    assert lengths == [result.steps[1] + 1, result.steps[2] + 1]
+    alone = rollout(Script(), "toy", [3], action_horizon=2)
+    assert [path.name for path in film(Script(), alone, tmp_path / "one", 10, action_horizon=2)] == ["good.gif"]
+
+
 def test_videos(toy, tmp_path):
-    """Recorded episodes have a frame for the start and each step; the gif holds them at the right speed; the best and the worst are found."""
+    """Recorded episodes have a frame for the start and each step; the gif holds them at the right speed."""
     result = rollout(Script(), "toy", [7, 0, 3], action_horizon=2, record=[0, 2])
     assert [frames.shape for frames in result.frames.values()] == [(4, 8, 9, 3), (7, 8, 9, 3)]
     assert result.frames[0][:, 0, 0, 0].tolist() == [140, 160, 180, 200]
-    assert good_and_bad(result) == {"good_0": 0, "bad_0": 2}
     path = write_video(result.frames[2], tmp_path / "new" / "a.gif", fps=10)
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.size, gif.info["duration"]) == (7, (9, 8), 100)
-    with pytest.raises(ValueError, match="no episode was recorded"):
-        good_and_bad(rollout(Script(), "toy", [7], action_horizon=2))
     with pytest.raises(ValueError, match=r"\.gif or \.mp4"):
         write_video(result.frames[0], tmp_path / "a.avi", fps=10)
     with pytest.raises(ValueError, match="uint8 frames"):

@@ -7,7 +7,7 @@ from .episode import action_jerk
 from .known import ENVIRONMENTS, make_environment
 from .policies import expert_policy, hold_still_policy, random_policy
 from .rollout import Policy, RolloutResult, rollout
-from .videos import good_and_bad, write_video
+from .videos import film, write_video
 
 __all__ = [
     "ENVIRONMENTS",
@@ -26,7 +26,7 @@ __all__ = [
     "augment_images",
     "demonstrate",
     "expert_policy",
-    "good_and_bad",
+    "film",
     "hold_still_policy",
     "initial_seeds",
     "make_environment",

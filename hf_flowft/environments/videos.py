@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .base import import_extra
-from .rollout import RolloutResult
+from .rollout import Policy, RolloutResult, rollout
 
 LAST_MILLISECONDS = 1_500
 """How long the last frame of a gif stays."""
@@ -32,18 +33,18 @@ def write_video(frames: np.ndarray, path: Path, fps: int) -> Path:
     return path
 
 
-def good_and_bad(result: RolloutResult, count: int = 1) -> dict[str, int]:
-    """Which recorded episodes to show: name -> index, the best as "good_0", "good_1" ... and the worst as "bad_0" ..., by maximum reward.
+def film(policy: Policy, result: RolloutResult, folder: Path, fps: int, **options: Any) -> list[Path]:
+    """The best and the worst episode of a rollout, run again and recorded: good.gif and bad.gif (the first alone where there is one episode).
 
-    Among equals the shorter is the better. With fewer than 2 `count` recorded, the best come first.
-    Raises: ValueError when nothing was recorded.
+    By success, then by maximum reward; among equals the shorter is the better.
+
+    Args: `options`: those of the rollout, so that the episodes go the same way.  Raises: ValueError when the simulator cannot draw.
     """
-    if not result.frames:
-        raise ValueError("no episode was recorded: give record=[...] to rollout.")
-    ranked = sorted(result.frames, key=lambda i: (not result.success[i], -result.max_reward[i], result.steps[i]))
-    good = ranked[:count]
-    bad = [index for index in ranked[::-1][:count] if index not in good]
-    return {**{f"good_{n}": i for n, i in enumerate(good)}, **{f"bad_{n}": i for n, i in enumerate(bad)}}
+    order = sorted(range(len(result.seeds)), key=lambda i: (not result.success[i], -result.max_reward[i], result.steps[i]))
+    chosen = [result.seeds[i] for i in dict.fromkeys((order[0], order[-1]))]
+    shown = rollout(policy, result.env_name, chosen, record=range(len(chosen)), **options)
+    names = zip(("good", "bad"), shown.frames.values(), strict=False)
+    return [write_video(frames, folder / f"{name}.gif", fps) for name, frames in names]
 
 
 def _write_gif(frames: np.ndarray, path: Path, fps: int) -> None:

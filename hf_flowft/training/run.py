@@ -230,11 +230,20 @@ class Run:
         results["figures"] = run_figures(
             self.folder, self.data, self.models(result), results, self.config.seed, self.trainer.evaluator.sampler
         )
+        results["figures"] += self._videos(result)
         write_json(self.folder / "results.json", results)
         results = read_results(self.folder / "results.json")
         write_card(results, self.config.as_dict(), self.folder)
         self.publisher.finish(self.folder)
         return RunResult(pipeline, results, self.folder)
+
+    def _videos(self, result: TrainResult) -> list[str]:
+        """A good and a bad episode of a policy, as figures."""
+        rollouts = self.trainer.evaluator.rollouts
+        if not isinstance(rollouts, Rollouts):
+            return []
+        paths = rollouts.film(Velocity(result.model), self.config.eval.select_num_steps[0], self.folder / "figures")
+        return [f"figures/{path.name}" for path in paths]
 
     def _keep(self, result: TrainResult) -> str:
         """Save the best of a run that failed, if it beat the start.  Returns: where it is, in a sentence."""
