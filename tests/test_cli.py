@@ -12,6 +12,7 @@ from tiny import SMALL_RUN, pretrained
 
 from hf_flowft import FlowPipeline
 from hf_flowft.cli import METHODS, STUDIES, build_parser, main
+from hf_flowft.studies import policy as policy_study
 
 SMALL = [*SMALL_RUN, "--data.train_size=20"]
 NETWORK = ["--model.hidden_dim=8"]
@@ -157,6 +158,15 @@ def test_wrong_settings_are_one_sentence(words, capsys, base, tmp_path):
     refused(capsys, "model.path must name the pretrained pipeline", "finetune", "plain", *words, "--model.path=")
     refused(capsys, "is no folder here", "finetune", "plain", *words, "--model.path=no/thing")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_is_given_its_demonstrations(capsys, monkeypatch, tmp_path):
+    """`study policy --data`; no other study takes any."""
+    given = {}
+    monkeypatch.setattr(policy_study, "main", lambda folder, **options: given.update(options))
+    assert main(["study", "policy", "--data", "user/demonstrations", "--out", str(tmp_path)]) == 0
+    assert given == {"quick": False, "data": "user/demonstrations"}
+    refused(capsys, "--data is for the study policy", "study", "toy", "--data", "user/demonstrations")
 
 
 def test_a_method_is_not_another(words, capsys):

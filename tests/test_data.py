@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Array3D, Dataset, Features, List, Value
 from sklearn.datasets import load_digits as sklearn_digits
 
 from hf_flowft.data import DATA, DigitsConfig, FlowData, Normalisation, ToyConfig, from_tensors, load_digits, load_toy
@@ -245,3 +245,23 @@ def test_wrong_splits_are_refused(splits, message):
 def test_every_kind_of_data_has_a_loader():
     assert set(DATA) == {"toy", "digits", "images", "vectors", "robot", "captioned"}
     assert DATA["toy"][1](ToyConfig(train_size=2, eval_size=1)).counts["train"] == 2
+
+
+def test_pictures_in_conditions_stay_bytes():
+    """Labels become the whole numbers an embedding takes, pictures stay an eighth of that."""
+    features = Features(
+        {"sample": List(Value("float32"), length=2), "seen": Array3D((1, 4, 4), "uint8"), "label": Value("uint8")}
+    )
+    rows = {"sample": [[0.0, 1.0]] * 2, "seen": np.full((2, 1, 4, 4), 200, np.uint8), "label": [0, 1]}
+    columns = {"image_top": "seen", "class_labels": "label"}
+    data = FlowData("made", {"train": Dataset.from_dict(rows, features=features)}, (2,), condition_columns=columns)
+    condition = data.rows("train").condition
+    assert condition["image_top"].dtype == torch.uint8
+    assert (condition["image_top"] == 200).all()
+    assert condition["class_labels"].dtype == torch.int64
+
+
+def test_samples_are_the_rows_without_their_conditions():
+    """In the same units."""
+    data = load_toy(ToyConfig(train_size=64, eval_size=32))
+    assert torch.equal(data.samples("train", range(5)), data.rows("train", range(5)).x_1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from hf_flowft import FlowODEScheduler, FlowPipeline, FlowPolicyPipeline, VelocityMLP, ViscousFlowModel
 from hf_flowft.models import ConditionalUNet1D
@@ -100,8 +101,8 @@ def test_tasks():
     assert not np.allclose(one, pipeline(window(), 0, generator=draws()).actions)
 
 
-def test_images_are_looked_at_once_a_decision(monkeypatch):
-    """All steps of the solver share the features; the actions are those of the model given the images themselves."""
+def seeing(image_size=()):
+    """A policy that was trained on pictures of 16 x 16."""
     model = ConditionalUNet1D(
         event_shape=[8, 2],
         channels=[8, 16],
@@ -110,9 +111,43 @@ def test_images_are_looked_at_once_a_decision(monkeypatch):
         images={"top": [2, 3, 16, 16]},
         image_widths=[8, 8],
     )
-    pipeline = policy(
-        model=random_weights(model), state_keys=["observation.state"], cameras={"top": "observation.image"}
-    )
+    cameras = {"top": "observation.image"}
+    return policy(0, random_weights(model), state_keys=["observation.state"], cameras=cameras, image_size=image_size)
+
+
+def large():
+    """An observation of a state and pictures of 24 x 32."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 24, 32, 3), dtype=np.uint8)
+    return {"observation.state": window()["observation.state"], "observation.image": pixels}
+
+
+def test_pictures_are_brought_to_the_size_of_the_data():
+    """As the reader of the demonstrations does it, frame by frame, by Pillow; those that have the size stay as they are."""
+    pipeline, seen = seeing([16, 16]), large()
+    small = np.stack(
+        [
+            np.asarray(Image.fromarray(frame).resize((16, 16), Image.Resampling.BICUBIC))
+            for frame in seen["observation.image"].reshape(-1, 24, 32, 3)
+        ]
+    ).reshape(3, 2, 16, 16, 3)
+    features = pipeline.encode_observation(seen)["image_features"]
+    assert torch.equal(features, pipeline.encode_observation({**seen, "observation.image": small})["image_features"])
+
+
+def test_pictures_of_another_size_or_kind_are_refused():
+    """Where the data were not resized, another size is a mistake; fractions are one everywhere."""
+    pipeline, seen = seeing(), large()
+    with pytest.raises(ValueError, match=r"image_top must have shape \(3, 2, 3, 16, 16\)"):
+        pipeline.encode_observation(seen)
+    fractions = {**seen, "observation.image": seen["observation.image"] / 255}
+    with pytest.raises(ValueError, match=r"must hold grey levels 0 to 255 as uint8, got torch\.float64"):
+        pipeline.encode_observation(fractions)
+
+
+def test_images_are_looked_at_once_a_decision(monkeypatch):
+    """All steps of the solver share the features; the actions are those of the model given the images themselves."""
+    pipeline = seeing()
+    model = pipeline.model
     pixels = np.random.default_rng(1).integers(0, 256, (3, 2, 3, 16, 16), dtype=np.uint8)
     observation = {
         "observation.state": window()["observation.state"],

@@ -103,6 +103,7 @@ def test_pretraining_from_the_command_line(name, tmp_path, monkeypatch):
     assert main(["pretrain", "--data.name=toy", f"--model.name={name}", *words, *SMALL_RUN]) == 0
     pipeline = FlowPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert type(pipeline.model) is NAMES[name]
+    assert set(pipeline.conditions) == {"condition"}
     rows = data.rows("test")
     assert pipeline.velocity()(rows.x_1, 0.5, **rows.condition).shape == rows.x_1.shape
     viscous = ViscosityConfig(path=str(tmp_path / "run" / "pipeline")).build(data, 0, 0).model
@@ -110,6 +111,19 @@ def test_pretraining_from_the_command_line(name, tmp_path, monkeypatch):
     assert torch.equal(
         Velocity(viscous)(rows.x_1, 0.5, **rows.condition), pipeline.velocity()(rows.x_1, 0.5, **rows.condition)
     )
+
+
+def test_pictures_are_drawn_from_the_data_and_not_kept(tmp_path, monkeypatch):
+    """A policy is fine-tuned on its own chunks under the pictures of the demonstrations; neither pipeline keeps any."""
+    data = chunks()
+    monkeypatch.setattr(hf_flowft.training.run, "load_data", lambda config: data)
+    base = MODELS["unet1d"](**SMALL_MODEL["unet1d"]).build(data, 0, 0)
+    conditions = {"condition": data.rows("train").condition["condition"]}
+    FlowPipeline(base.model, base.scheduler, {"event_shape": [8, 2]}, conditions).save_pretrained(tmp_path / "base")
+    words = [f"--model.path={tmp_path / 'base'}", f"--output_dir={tmp_path / 'run'}", "--data.name=toy"]
+    words += ["--pairs.name=self", "--pairs.num_pairs=16", "--pairs.num_steps=1", "--eval.metric=reconstruction"]
+    assert main(["finetune", "mle", *words, *SMALL_RUN]) == 0
+    assert set(FlowPipeline.from_pretrained(tmp_path / "run" / "pipeline").conditions) == {"condition"}
 
 
 @CLASSES

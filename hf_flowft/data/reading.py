@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Array2D, Array3D, Array4D, Array5D, Dataset
 from torch import Tensor
 
 from ..batch import Batch
 from .normalisation import Normalisation
+
+ARRAYS = (Array2D, Array3D, Array4D, Array5D)
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,23 @@ class RowReader:
         numbers = where if numbers is None else numbers
         table = self._read(dataset, where, place, numbers)
         samples = stack_samples(table[self.sample_column], self.event_shape, numbers, place)
-        return Batch(self.normalisation.apply(samples), self._conditions(table))
+        return Batch(self.normalisation.apply(samples), self._conditions(table, dataset))
 
     def conditions(self, dataset: Dataset, keys: Sequence[str]) -> dict[str, Tensor]:
         """Some conditions of all rows, without reading anything else."""
         numbers = dataset.with_format("numpy")
-        return {key: self._condition(key, numbers[self.condition_columns[key]][:]) for key in keys}
+        return {key: self._condition(key, numbers[self.condition_columns[key]][:], dataset) for key in keys}
 
-    def _conditions(self, table: dict[str, Any]) -> dict[str, Tensor]:
-        return {key: self._condition(key, table[column]) for key, column in self.condition_columns.items()}
+    def _conditions(self, table: dict[str, Any], dataset: Dataset) -> dict[str, Tensor]:
+        return {key: self._condition(key, table[column], dataset) for key, column in self.condition_columns.items()}
 
-    def _condition(self, key: str, values: Any) -> Tensor:
+    def _condition(self, key: str, values: Any, dataset: Dataset) -> Tensor:
         if key in self.gather:
             return self.gather[key](np.asarray(values))
-        condition = _condition(values, self.condition_columns[key])
+        column = self.condition_columns[key]
+        condition = _condition(values, column)
+        if isinstance(dataset.features[column], ARRAYS) and dataset.features[column].dtype == "uint8":
+            condition = condition.to(torch.uint8)  # pictures, which `datasets` reads as whole numbers of eight bytes
         units = self.condition_normalisation.get(key)
         return condition if units is None else units.apply(condition)
 

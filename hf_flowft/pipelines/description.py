@@ -118,7 +118,11 @@ def check_agreement(facts: dict[str, Any], model: ModelMixin) -> None:
     null = (facts.get("null_condition") or {}).get("class_labels")
     if null is not None and rows and not (_is_number(null) and 0 <= null < rows):
         raise ValueError(f"the pipeline's label for 'none' is {shown(null)}, but its model takes 0 to {rows - 1}.")
-    unscaled = set(facts.get("policy", {}).get("state_keys", [])) - set(facts.get("observation_normalisation", {}))
+    policy = facts.get("policy", {})
+    cameras, images = (set(x or {}) for x in (policy.get("cameras"), networks[-1].get("images")))
+    if policy and cameras != images:
+        raise ValueError(f"the pipeline's cameras are {sorted(cameras)}, but its model sees {sorted(images)}.")
+    unscaled = set(policy.get("state_keys", [])) - set(facts.get("observation_normalisation", {}))
     if unscaled:
         raise ValueError(f"the pipeline's observation_normalisation lacks the state {shown(min(unscaled))}.")
 

@@ -13,7 +13,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..data import Normalisation
+from ..data.robot.frames import resized
+from ..models import ViscousFlowModel
 from ..models.looking import look
+from ..models.observation import IMAGE_PREFIX
 from .output import POLICY_FACTS
 from .pipeline_flow import FlowPipeline
 from .receding import RecedingHorizon
@@ -81,7 +84,7 @@ class FlowPolicyPipeline(FlowPipeline):
 
         Args:
             observation: key -> (batch, observation_horizon, ...) raw values, oldest first; without the batch axis for a single environment.
-                States are vectors, images uint8 of (height, width, channels).
+                States are vectors, images uint8 of (height, width, channels), of any size where the policy was trained on resized ones.
             task: its number, or one a row, for a policy of several tasks.
             num_inference_steps, solver, guidance_scale, generator, latents: as for `FlowPipeline`.
         Raises: ValueError for a missing key, another shape, or values that are not finite.
@@ -112,8 +115,7 @@ class FlowPolicyPipeline(FlowPipeline):
         """
         states = [self._state(observation, key) for key in self.policy["state_keys"]]
         images = {
-            f"image_{name}": self._window(observation, key, 5).movedim(-1, 2)
-            for name, key in self.policy["cameras"].items()
+            IMAGE_PREFIX + name: self._images(observation, name, key) for name, key in self.policy["cameras"].items()
         }
         rows = {len(value) for value in (*states, *images.values())}
         if len(rows) > 1:
@@ -143,6 +145,18 @@ class FlowPolicyPipeline(FlowPipeline):
         if width not in (1, values.shape[-1]):
             raise ValueError(f"the observation {key!r} must have {width} numbers a step, got {values.shape[-1]}.")
         return statistics.apply(values)
+
+    def _images(self, observation: Observation, name: str, key: str) -> Tensor:
+        """(batch, observation_horizon, channels, height, width), in the size the data were brought to where they were."""
+        window = self._window(observation, key, 5)
+        if window.dtype != torch.uint8:
+            raise ValueError(f"the observation {key!r} must hold grey levels 0 to 255 as uint8, got {window.dtype}.")
+        network = self.model.base_model if isinstance(self.model, ViscousFlowModel) else self.model
+        channels, *size = network.config["images"][name][1:]
+        fits = list(window.shape[2:4]) == size or window.shape[4] != channels or channels not in (1, 3)
+        if self.policy.get("image_size") and not fits:  # what is wrong otherwise, the network says
+            window = torch.from_numpy(resized(window.cpu().numpy(), size))
+        return window.movedim(-1, 2)
 
     def _window(self, observation: Observation, key: str, ndim: int) -> Tensor:
         """(batch, observation_horizon, ...)."""

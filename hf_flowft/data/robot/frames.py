@@ -75,6 +75,18 @@ class StoredFrames:
 Frames = EmbeddedFrames | StoredFrames
 
 
+def resized(pictures: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Pictures (..., height, width, channels) uint8, grey or RGB, brought to `size` (height, width) as those of a data set are."""
+    flat = pictures.reshape(-1, *pictures.shape[-3:])
+    plain = flat[..., 0] if flat.shape[-1] == 1 else flat  # a grey picture has no axis of channels to Pillow
+    made = [np.asarray(_resized(Image.fromarray(picture), size)) for picture in plain]
+    return np.stack(made).reshape(*pictures.shape[:-3], *size, flat.shape[-1])
+
+
+def _resized(picture: Image.Image, size: Sequence[int]) -> Image.Image:
+    return picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
 def fitted(picture: Image.Image, feature: Feature, size: tuple[int, int]) -> np.ndarray:
     """A picture as (channels, *size) uint8, checked against info.json.  Raises: ValueError when its size is not the one given there."""
     channels, height, width = feature.image_shape
@@ -84,7 +96,7 @@ def fitted(picture: Image.Image, feature: Feature, size: tuple[int, int]) -> np.
         )
     picture = picture.convert("L" if channels == 1 else "RGB")
     if (height, width) != size:
-        picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
+        picture = _resized(picture, size)
     array = np.asarray(picture, dtype=np.uint8)
     return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
 
