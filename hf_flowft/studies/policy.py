@@ -100,9 +100,8 @@ def measure(study: PolicyStudy, name: str, seed: int) -> None:
     trained = name if row.config else row.start
     if row.config:
         cells.get_or_run(f"{name}-{seed}/training", lambda: train(study, name, seed))
-    wanted = [("clean", steps) for steps in row.steps] + [
-        (name, row.steps[0]) for name in CONDITIONS if name != "clean"
-    ]
+    worse = [condition for condition in CONDITIONS if condition != "clean" and row.groups != ("few steps",)]
+    wanted = [("clean", steps) for steps in row.steps] + [(condition, row.steps[0]) for condition in worse]
     pipeline = trained_policy(study.run_folder(trained, seed), bool(row.config and row.start))
     for condition, steps in tqdm(wanted, desc=f"{name}-{seed}", leave=False):
         roll = partial(roll_out, pipeline, condition, steps, seed, study.episodes, row.sampling)
