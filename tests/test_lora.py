@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from safetensors.torch import load_file
 from test_resume import assert_same, last_weights
 from tiny_latents import PIPELINES, captioned, saved, settings
@@ -87,7 +88,7 @@ class Looks(Callback):
         assert isinstance(reference, SharedVelocity)
         assert trainer.velocity.model.training
         x, t, prompt = NOISE, torch.tensor([0.2, 0.9]), torch.tensor([1, 2])
-        moved = (trainer.velocity(x, t, prompt=prompt) - reference(x, t, prompt=prompt)).abs().max()
+        moved = (trainer.velocity(x, t, prompt=prompt).detach() - reference(x, t, prompt=prompt)).abs().max()
         self.same.append((torch.equal(reference(x, t, prompt=prompt), self.copy(x, t, prompt=prompt)), float(moved)))
         assert trainer.velocity.model.training
         assert all(p.requires_grad for p in trainer.trained.values())
@@ -273,6 +274,25 @@ def test_the_card_says_how_diffusers_loads_it(home, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["base_model"]["relation"] == "adapter"
     assert results["data"]["text_to_image"]["pipeline"] == "StableDiffusion3Pipeline"
+
+
+def test_base_and_adapter_travel_over_the_hub(hub, home, tmp_path):
+    """A base by its name, at the commit it was read at; the pushed run loads by `load_lora_weights("user/name")`, and the best on its branch."""
+    api = HfApi()
+    api.create_repo("user/flow")
+    commit = api.upload_folder(repo_id="user/flow", folder_path=home / "base").oid
+    words = {"model.path": "user/flow", "hub.push_to_hub": "user/adapter", "hub.push_best_to": "best"}
+    run(home, tmp_path / "run", "fm", **words).execute()
+    card = ModelCard.load("user/adapter")
+    assert (card.data.base_model, card.data.to_dict()["base_model_relation"]) == ("user/flow", "adapter")
+    assert commit in card.text
+    for revision in ("main", "best"):
+        pipeline = stock(home / "base")
+        before = stock_images(pipeline)
+        pipeline.load_lora_weights("user/adapter", revision=revision, weight_name="pytorch_lora_weights.safetensors")
+        assert not torch.equal(stock_images(pipeline), before)
+    text = ModelCard.load(hf_hub_download("user/adapter", "README.md", revision="best")).text
+    assert "load_lora_weights" in text
 
 
 @pytest.mark.parametrize(
