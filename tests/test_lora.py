@@ -15,6 +15,7 @@ from hf_flowft import Callback, FrozenVelocity, Run, load_config
 from hf_flowft.conventions import time_grid
 from hf_flowft.couplings import Shard
 from hf_flowft.latents import FAMILIES, Decoder, adapters_off, add_lora, find_base
+from hf_flowft.randomness import keyed_generator
 from hf_flowft.sampling import generate
 from hf_flowft.velocity import SharedVelocity, Velocity
 
@@ -274,6 +275,54 @@ def test_the_card_says_how_diffusers_loads_it(home, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["base_model"]["relation"] == "adapter"
     assert results["data"]["text_to_image"]["pipeline"] == "StableDiffusion3Pipeline"
+
+
+def test_forgetting_is_measured_on_the_bases_own_samples(home, tmp_path):
+    """Under prompts that replay does not use, by rows that no run's seed changes; the base's and the result's numbers are in the report."""
+    (home / "four.txt").write_text("a white circle\na red ground\na photo\na square\n")
+    words = {"data.base_samples": 3, "data.base_prompts": home / "four.txt"}
+    built = run(home, tmp_path / "run", "replay", **words)
+    named = {split: {built.trainee.model.prompts.prompts[i] for i in built.data.rows(split).condition["prompt"].tolist()}
+             for split in ("base_validation", "base_test")}  # fmt: skip
+    assert named == {"base_validation": {"a photo"}, "base_test": {"a square"}}
+    kept = {built.trainee.model.prompts.prompts[i] for i in built.objective.replay.condition["prompt"].tolist()}
+    assert kept == {"a white circle", "a red ground"}
+    prompt = built.data.rows("base_test").condition["prompt"]
+    noise = torch.randn(3, 4, 8, 8, generator=keyed_generator(0, "own samples", "base_test"))
+    expected = generate(built.reference, noise, {"prompt": prompt}, time_grid(28, 3.0))
+    torch.testing.assert_close(built.data.rows("base_test").x_1, expected, rtol=0, atol=1e-4)
+    again = run(home, tmp_path / "again", "fm", **words, seed=5)
+    assert torch.equal(again.data.rows("base_test").x_1, built.data.rows("base_test").x_1)
+    results = built.execute().results
+    assert "base_domain/held_out_loss" in results["metrics"]["base"]
+    assert len(results["selection"]["scores"][0]["base_domain"]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_an_adapter(home, tmp_path):
+    """Replay first, reconstructions after it: the base of the second run is the result of the first, bit for bit, and one adapter comes out."""
+    first = run(home, tmp_path / "first", "replay").execute().pipeline
+    second = run(home, tmp_path / "second", "self", **{"model.start": tmp_path / "first" / "pipeline"})
+    x, t, prompt = NOISE, torch.tensor([0.2, 0.9]), torch.tensor([1, 2])
+    start = first.velocity()(x, t, prompt=prompt).detach()
+    torch.testing.assert_close(second.reference(x, t, prompt=prompt), start, rtol=0, atol=1e-5)
+    own = Velocity(second.trainee.model.eval())(x, t, prompt=prompt).detach()
+    assert torch.equal(own, second.reference(x, t, prompt=prompt))
+    reference = second.reference(x, t, prompt=prompt)
+    second.execute()
+    assert torch.equal(second.reference(x, t, prompt=prompt), reference)
+    trained = {name for name, p in second.trainee.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".default." in name for name in trained)
+    pipeline = stock(home / "base")
+    pipeline.load_lora_weights(tmp_path / "second" / "pipeline")
+    latents = generate(Velocity(second.trainee.model), NOISE, {"prompt": prompt}, time_grid(4, 3.0))
+    assert latents.isfinite().all()
+    assert len(load_file(tmp_path / "second/pipeline/pytorch_lora_weights.safetensors")) == len(
+        load_file(tmp_path / "first/pipeline/pytorch_lora_weights.safetensors")
+    )
+    with pytest.raises(ValueError, match="cannot go on from the adapter"):
+        run(home, tmp_path / "third", **{"model.start": tmp_path / "nowhere"})
 
 
 def test_base_and_adapter_travel_over_the_hub(hub, home, tmp_path):

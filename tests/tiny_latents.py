@@ -188,7 +188,12 @@ def settings(folder, method="fm", model="lora", **options):
                  "--pairs.name=self", "--pairs.num_steps=4", "--pairs.num_pairs=16"],
     }[method]  # fmt: skip
     words = {"data.name": "captioned", "data.path": folder / "images", "data.resolution": 16, "model.name": model}
-    words |= {"model.path": folder / "base", "data.base_prompts": folder / "prompts.txt", "eval.path_numbers": False}
+    words |= {
+        "model.path": folder / "base",
+        "data.base_prompts": folder / "prompts.txt",
+        "eval.path_numbers": False,
+        "data.base_samples": 0,
+    }
     words |= {"model.rank": 2} if model == "lora" else {}
     words = {**words, "train.learning_rate": 0.01, **options}
     return [*SMALL_RUN, *objective, *(f"--{key}={value}" for key, value in words.items())]

@@ -27,6 +27,9 @@ class CaptionedConfig(ImagesConfig):
     base_prompts: str = ""
     """A text file of prompts, one a line, by which the base is to be kept (replay); empty for a general list that comes with the package."""
 
+    base_samples: int = 16
+    """Samples of the base, under prompts that replay does not use, on which forgetting is measured, in validation and in test; 0 measures none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streaming:
@@ -55,6 +58,7 @@ def load_captioned(config: CaptionedConfig) -> FlowData:
         label_names=[],
         caption_column=column,
         base_prompts=read_prompts(config.base_prompts),
+        base_samples=config.base_samples,
         facts={**images.facts, **({"prompt": config.prompt} if config.prompt else {})},
     )
 

@@ -2,9 +2,10 @@
 
 from .encoding import Decoder, Encoder, encode
 from .family import LatentFamily
-from .lora import adapters_off, add_lora
+from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
 from .opening import FAMILIES, LatentBase, find_base, is_latent
+from .own import deal_prompts, own_samples
 from .pipeline import LatentPipeline
 from .prompts import NOTHING, PromptTable
 
@@ -20,7 +21,11 @@ __all__ = [
     "PromptTable",
     "adapters_off",
     "add_lora",
+    "continue_lora",
+    "deal_prompts",
     "encode",
     "find_base",
     "is_latent",
+    "own_samples",
+    "start_adapter",
 ]

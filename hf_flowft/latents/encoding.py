@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -52,6 +53,11 @@ class Encoder:
     def pipeline(self) -> Any:
         """The pipeline without its transformer, on the device."""
         return self.base.encoders(self.dtype).to(self.device)
+
+    def forget(self) -> None:
+        """Let the encoders leave memory."""
+        self.__dict__.pop("pipeline", None)
+        gc.collect()
 
     def require_size(self, data: FlowData) -> None:
         """Raises: ValueError for images that the autoencoder and the transformer do not divide evenly."""
@@ -116,7 +122,7 @@ def encode(data: FlowData, encoder: Encoder) -> tuple[FlowData, PromptTable]:
     """
     prompts = list(dict.fromkeys([*_captions(data), *data.base_prompts]))
     key = fingerprint(data, encoder)
-    folder = Path(datasets_config.HF_DATASETS_CACHE) / "hf_flowft" / key
+    folder = cache_folder(key)
     if not folder.is_dir():
         encoder.require_size(data)
     table = PromptTable(cached(folder / "prompts.arrow", partial(encoder.prompts, prompts)))
@@ -137,6 +143,11 @@ def encode(data: FlowData, encoder: Encoder) -> tuple[FlowData, PromptTable]:
         facts={**data.facts, "encoded": key},
     )
     return latents, table
+
+
+def cache_folder(key: str) -> Path:
+    """Where what belongs to a fingerprint is kept."""
+    return Path(datasets_config.HF_DATASETS_CACHE) / "hf_flowft" / key
 
 
 def _captions(data: FlowData, *splits: str) -> list[str]:

@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 from ..randomness import keyed_seed
+from ..repository import one_line
 
 ADAPTER = "default"
+"""What is trained."""
+START = "start"
+"""The frozen copy of an adapter that a run goes on from."""
+WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float, seed: int) -> None:
@@ -21,10 +26,7 @@ def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dr
     Args: `targets`: endings of names of linear layers; `alpha`: the adapter counts alpha / rank times; `seed`: of its weights.
     Raises: ValueError when no layer has such a name, or peft is not there.
     """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ValueError("model.name lora needs peft: pip install hf_flowft[lora].") from error
+    LoraConfig = _peft().LoraConfig
     transformer.requires_grad_(False)
     options: dict[str, Any] = {"lora_alpha": alpha, "lora_dropout": dropout, "init_lora_weights": "gaussian"}
     config = LoraConfig(r=rank, target_modules=list(targets), **options)
@@ -38,8 +40,39 @@ def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dr
                 f"model.target_modules {list(targets)} name no layer of the {type(transformer).__name__}; its linear layers end in "
                 f"{', '.join(sorted(layers))}."
             ) from error
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:
+    _in_float32(transformer)
+
+
+def continue_lora(pipeline_class: Any, transformer: Any, start: str) -> None:
+    """Freeze a transformer and put an adapter on it that exists already, twice: as it is, frozen, and to be trained further, in float32.
+
+    Args: `start`: a folder or repository with weights that `pipeline.load_lora_weights` takes.  Raises: ValueError when there are none.
+    """
+    _peft()
+    transformer.requires_grad_(False)
+    try:
+        weights, settings = pipeline_class.lora_state_dict(
+            start, return_lora_metadata=True, use_safetensors=True, weight_name=WEIGHTS
+        )
+        for name in (START, ADAPTER):
+            pipeline_class.load_lora_into_transformer(dict(weights), transformer, adapter_name=name, metadata=settings)
+        transformer.set_adapter(ADAPTER)
+    except Exception as error:  # diffusers, peft and the Hub's client raise their own
+        raise ValueError(f"cannot go on from the adapter {start}: {one_line(error, 300)}") from error
+    _in_float32(transformer)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("model.name lora needs peft: pip install hf_flowft[lora].") from error
+    return peft
+
+
+def _in_float32(transformer: Any) -> None:
+    for name, parameter in transformer.named_parameters():
+        if "lora_" in name:
             parameter.data = parameter.data.float()
 
 
@@ -54,6 +87,16 @@ def adapters_off(transformer: Any) -> Iterator[None]:
         yield
     finally:
         transformer.enable_adapters()
+
+
+@contextmanager
+def start_adapter(transformer: Any) -> Iterator[None]:
+    """Inside, the transformer computes what it did under the adapter that the run went on from (see `continue_lora`)."""
+    transformer.set_adapter(START)
+    try:
+        yield
+    finally:
+        transformer.set_adapter(ADAPTER)
 
 
 def save_lora(pipeline_class: Any, transformer: Any, folder: Path) -> None:

@@ -46,10 +46,13 @@ class LatentBase:
         except Exception as error:  # diffusers, transformers and tokenizers raise a dozen kinds
             raise ValueError(f"cannot load the {cls.__name__} {self.name}: {one_line(error, 400)}") from error
 
-    def fingerprint(self) -> list[Any]:
-        """What must be the same for cached encodings to be right: the files that encode."""
+    def fingerprint(self, *parts: str) -> list[Any]:
+        """What must be the same for cached results to be right: the files of these parts, by default those that encode."""
         files = sorted(
-            path for part in ("vae", *self.family.readers) for path in (self.folder / part).rglob("*") if path.is_file()
+            path
+            for part in (parts or ("vae", *self.family.readers))
+            for path in (self.folder / part).rglob("*")
+            if path.is_file()
         )
         sizes = [(path, path.stat()) for path in files]
         return [[path.relative_to(self.folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in sizes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +19,12 @@ from ..latents import (
     LatentPipeline,
     adapters_off,
     add_lora,
+    continue_lora,
+    deal_prompts,
     encode,
     find_base,
+    own_samples,
+    start_adapter,
 )
 from ..schedulers import FlowODEScheduler
 from ..velocity import SharedVelocity
@@ -38,6 +41,9 @@ class LoRAConfig:
     """The pipeline of diffusers: a folder, or a repository on the Hub."""
     revision: str = ""
     """The revision of a Hub repository; empty for the newest."""
+    start: str = ""
+    """An adapter to go on from, a folder or repository (`pipeline/` of an earlier run): it is what `base` means then, and keeps its rank, layers
+    and alpha. Empty for a fresh one."""
     rank: int = 16
     """Rank of the adapters."""
     alpha: int = 0
@@ -66,10 +72,14 @@ class LoRAConfig:
         """
         dtype = getattr(torch, self.dtype)
         trainee = latent_trainee(self.path, self.revision, data, self.guidance, dtype, is_adapter=True)
-        transformer = trainee.model.transformer
-        targets = self.target_modules or trainee.model.family.targets
-        add_lora(transformer, targets, self.rank, self.alpha or self.rank, self.dropout, seed)
-        trainee.reference = SharedVelocity(trainee.model, partial(adapters_off, transformer))
+        transformer, family = trainee.model.transformer, trainee.model.family
+        if self.start:
+            continue_lora(family.pipeline_class(), transformer, self.start)
+        else:
+            targets = self.target_modules or family.targets
+            add_lora(transformer, targets, self.rank, self.alpha or self.rank, self.dropout, seed)
+        base = start_adapter if self.start else adapters_off
+        trainee.reference = SharedVelocity(trainee.model, partial(base, transformer))
         return trainee
 
 
@@ -88,8 +98,7 @@ def latent_trainee(
     base, device = find_base(path, revision), training_device()
     encoder = Encoder(base, dtype, device, progress=True)
     latents, table = encode(data, encoder)
-    del encoder
-    gc.collect()
+    encoder.forget()
     pipeline = base.generator(dtype)
     model = LatentFlowModel(pipeline.transformer, base.family, table, guidance).to(device).eval()
     shift = base.family.shift(pipeline.scheduler, model.transformer, latents.event_shape)
@@ -103,7 +112,13 @@ def latent_trainee(
         "size": list(data.event_shape[1:]),
     }
     description = {"coupling": "independent", "null_condition": {"prompt": NOTHING}}
-    conditions = {"prompt": table.numbers(data.base_prompts)}
+    replay = table.numbers(data.base_prompts)
+    if data.base_samples:
+        replay, *held_out = deal_prompts(replay)
+        for split, numbers in zip(("base_validation", "base_test"), held_out, strict=True):
+            count, size = data.base_samples, encoder.batch_size
+            latents.splits[split] = own_samples(model, base, latents, numbers, shift, count, size, split)
+    conditions = {"prompt": replay}
     scheduler = FlowODEScheduler(shift=shift)
     start = LatentPipeline(model, scheduler, description, conditions, base, is_adapter)
     return Trainee(model, scheduler, start, data=latents)
