@@ -364,7 +364,7 @@ def test_what_does_not_fit_is_refused(options, text, home, tmp_path):
         words = [word for word in words if not word.startswith(f"--{key}=")]
         words += [] if value is None else [f"--{key}={value}"]
     if options.get("data.name") == "images":
-        words = [word for word in words if not word.startswith("--data.base_prompts")]
+        words = [word for word in words if not word.startswith("--data.base_")]
     with pytest.raises(ValueError, match=text):
         Run(load_config(None, words), progress=False)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from tiny import SMALL_RUN, pretrained
 
-from hf_flowft.cli import main
+from hf_flowft import load_config
+from hf_flowft.cli import METHODS, main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"<!-- test: (run|parse|hub) -->\n```(bash|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- test: (run|parse|hub|gpu) -->\n```(bash|python)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
 FEW = "--train.num_steps=2 --eval.every=2 --eval.num_repeats=2 --eval.report_num_steps=[1,2] --train.batch_size=16 --train.log_every=1"
 
@@ -38,7 +39,7 @@ def run(command, place, variables=os.environ):
 def test_every_block_says_how_it_is_tested():
     """No command or example escapes the test."""
     assert len(BLOCKS) == len(re.findall(r"^```(?:bash|python)$", TEXT, re.MULTILINE))
-    assert {kind for kind, _, _ in BLOCKS} == {"run", "parse", "hub"}
+    assert {kind for kind, _, _ in BLOCKS} == {"run", "parse", "hub", "gpu"}
 
 
 @pytest.mark.slow
@@ -87,6 +88,16 @@ def test_make_targets_exist():
         if line:
             assert re.fullmatch(r"make [a-z-]+", line), line
             assert re.search(rf"^{line.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_commands_for_a_gpu_are_understood():
+    """What cannot run here names a method, a config and settings that there are."""
+    lines = "".join(code for kind, _, code in BLOCKS if kind == "gpu").strip().splitlines()
+    for line in lines:
+        program, verb, method, option, config, *words = line.split()
+        assert (program, verb, option) == ("hf-flowft", "finetune", "--config")
+        chosen = load_config(ROOT / config, words).as_dict()["objective"]["name"]
+        assert chosen == METHODS[method]["objective"]["name"]
 
 
 def test_links_lead_somewhere():
