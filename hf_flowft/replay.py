@@ -54,11 +54,11 @@ class ReplayBank:
             self.z_1[index], condition, x_t=self.states[node, index], v_t=self.velocities[node, index], t=grid[node]
         )
 
-    def with_velocity(self, batch: Batch) -> Batch:
-        """The batch with the base's velocity as `v_t`, computed where it was not cached."""
+    def with_velocity(self, batch: Batch, reference: FrozenVelocity) -> Batch:
+        """The batch with the base's velocity as `v_t`, computed where it was not cached, by the `reference` that is where the batch is."""
         if batch.v_t is not None:
             return batch
-        return replace(batch, v_t=self.reference(batch.x_t, batch.t, **batch.condition))
+        return replace(batch, v_t=reference(batch.x_t, batch.t, **batch.condition))
 
 
 def build_replay(

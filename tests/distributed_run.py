@@ -23,12 +23,20 @@ NAMES = ("objective", "coupling", "accumulation", "model", "ema", "lr", "conditi
 CASES = {name: {**dict(zip(NAMES, choices, strict=True)), "stop": "log"} for name, choices in CASES.items()}
 
 
+def fail(module, inputs):
+    """What is whole is not trained with, nor is its reference asked."""
+    raise AssertionError(f"a whole {type(module).__name__} was called")
+
+
 def run(folder, case, resume=""):
     """Train a case and write what this process has seen, and the gradient that every process had in the end.
 
     Returns: the trainer.
     """
     trainer, seen = build(case, folder, resume)
+    if trainer.processes.divided:
+        for part in trainer.whole.objective.modules():
+            part.register_forward_pre_hook(fail)
     trainer.train()
     gradients = gather({name: p.grad for name, p in trainer.trained.items()}, trainer.whole.state_dict())
     held = [p.to_local() if isinstance(p, DTensor) else p for p in trainer.train_step.parameters()]

@@ -13,8 +13,10 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from distributed_run import CASES, run
+from safetensors.torch import load_file
 from test_resume_matrix import STEPS, assert_same, final_state
 from tiny import pretrained
+from tiny_latents import PIPELINES, captioned, saved, settings
 
 from hf_flowft import FlowPipeline
 from hf_flowft.cli import main
@@ -179,6 +181,30 @@ def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
     assert a["metrics"]["result"]["target/energy@1"]["count"] == 33
     weights, weights_2 = (FlowPipeline.from_pretrained(folder / "pipeline").model.state_dict() for folder in (one, two))
     torch.testing.assert_close(weights, weights_2, rtol=0, atol=2e-2)
+
+
+@pytest.mark.slow
+def test_adapters_on_a_divided_base(tmp_path, monkeypatch):
+    """The base of a LoRA, divided with its adapters, is still what they switch off: the adapter on disk is that of one process."""
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path(cache))
+    captioned(tmp_path / "images")
+    (tmp_path / "prompts.txt").write_text("a white circle\n")
+    saved(tmp_path / "base", PIPELINES["sd3"])
+    words = ["finetune", "gft", *settings(tmp_path, "gft")]
+    assert main([*words, "--output_dir", str(tmp_path / "one")]) == 0
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "hf_flowft", *words, "--output_dir", str(tmp_path / "two")],
+        env={**ENVIRONMENT, "ACCELERATE_USE_FSDP": "true", "HF_DATASETS_CACHE": cache},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(tmp_path / run / "pipeline" / "pytorch_lora_weights.safetensors") for run in ("one", "two"))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+    assert max(weight.abs().max() for name, weight in one.items() if "lora_B" in name) > 1e-2
 
 
 # What the trainer does not take part in

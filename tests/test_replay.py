@@ -47,7 +47,7 @@ def test_trajectories_are_the_bases_own(generator):
 def test_targets_are_the_bases_velocity_where_they_are_drawn(states, generator):
     """v_t is v_base(z_t, t) for both kinds of states."""
     replay = bank(generator, states=states)
-    batch = replay.with_velocity(replay.draw(32, TimeDensity(), generator, Shard()))
+    batch = replay.with_velocity(replay.draw(32, TimeDensity(), generator, Shard()), replay.reference)
     torch.testing.assert_close(batch.v_t, gaussian_velocity(batch.x_t, batch.t[:, None], -5.0, 4.0))
 
 

@@ -40,7 +40,9 @@ def film(policy: Policy, result: RolloutResult, folder: Path, fps: int, **option
 
     Args: `options`: those of the rollout, so that the episodes go the same way.  Raises: ValueError when the simulator cannot draw.
     """
-    order = sorted(range(len(result.seeds)), key=lambda i: (not result.success[i], -result.max_reward[i], result.steps[i]))
+    order = sorted(
+        range(len(result.seeds)), key=lambda i: (not result.success[i], -result.max_reward[i], result.steps[i])
+    )
     chosen = [result.seeds[i] for i in dict.fromkeys((order[0], order[-1]))]
     shown = rollout(policy, result.env_name, chosen, record=range(len(chosen)), **options)
     names = zip(("good", "bad"), shown.frames.values(), strict=False)

@@ -111,7 +111,7 @@ class ReplayObjective(FlowMatchingObjective):
 
     def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The two terms from one forward pass; logs both."""
-        old = self.replay.with_velocity(batch.replay)
+        old = self.replay.with_velocity(batch.replay, self.reference)
         if set(old.condition) != set(batch.condition):
             raise ValueError(
                 f"the replay conditions {sorted(old.condition)} are not those of the data, {sorted(batch.condition)}."

@@ -13,20 +13,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..objectives import ReconstructionObjective
+from ..objectives import Objective, ReconstructionObjective
 from .step import TrainStep
 
 
 def divide(step: TrainStep, device: torch.device, count: int) -> TrainStep:
-    """A copy of a step of which every process holds a part, trained in place of it; `step` itself stays whole, and where it is.
+    """A copy of a step of which every process holds a part, trained in place of it; `step` itself stays whole, on the CPU.
 
     Weights, frozen ones and a reference too, are gathered for a forward and a backward: together, or block by block where a model of diffusers
-    names its blocks (`_no_split_modules`) and the loss does not solve. What is no module (a bank, a schedule) is the same in both.
+    names its blocks (`_no_split_modules`) and the loss does not solve. What an objective holds beside modules (a bank, a schedule) is shared.
     """
-    shared = {
-        id(value): value for part in step.objective.modules() for key, value in vars(part).items() if key[0] != "_"
-    }
-    parts = copy.deepcopy(step, shared)
+    step.to("cpu")
+    parts = copy.deepcopy(step, {id(value): value for value in _held_beside_modules(step.objective)})
     mesh = init_device_mesh(device.type, (count,))
     for module in parts.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -36,6 +34,11 @@ def divide(step: TrainStep, device: torch.device, count: int) -> TrainStep:
         fully_shard(block, mesh=mesh)
     fully_shard(parts, mesh=mesh)
     return parts
+
+
+def _held_beside_modules(objective: Objective) -> list[Any]:
+    held = [value for part in objective.modules() for key, value in vars(part).items() if not key.startswith("_")]
+    return [value for value in held if not isinstance(value, nn.Module)]
 
 
 def _blocks(step: TrainStep) -> list[nn.Module]:
