@@ -14,6 +14,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "plain": {"objective": {"name": "fm"}},
     "gft": {"objective": {"name": "gft"}},
     "mle": {"objective": {"name": "mle"}},
+    "prior": {"objective": {"name": "prior"}},
     "gav": {"objective": {"name": "mle"}, "model": {"name": "viscosity"}},
 }
 """What a method fixes; everything else is settings."""
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = _verb(verbs, "pretrain", "train a flow from scratch", _pretrain, takes_settings=True)
     finetune = _verb(verbs, "finetune", "fine-tune a pretrained flow", _finetune, takes_settings=True)
     finetune.add_argument(
-        "method", choices=METHODS, help="plain: flow matching; gft: gradual; mle: reconstructions; gav: viscosity"
+        "method", choices=METHODS, help="plain: flow matching; gft: gradual; mle: reconstructions; prior: preservation by images; gav: viscosity"
     )
     for verb in (pretrain, finetune):
         verb.add_argument("--config", help="a YAML file of settings")

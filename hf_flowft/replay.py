@@ -47,7 +47,7 @@ class ReplayBank:
         if self.states is None:
             noise = shard.rows(torch.randn(size, *self.z_1.shape[1:], generator=generator))
             x_t, _, t = LINEAR.sample(noise, self.z_1[index], t)
-            return Batch(self.z_1[index], condition, x_t=x_t, t=t)
+            return Batch(self.z_1[index], condition, x_0=noise, x_t=x_t, t=t)
         grid = torch.tensor(self.times, dtype=torch.float32)
         node = torch.searchsorted(grid, t, right=True) - 1  # the last node at or before t, also on a shifted grid
         return Batch(

@@ -1,8 +1,11 @@
 """Low-rank adapters trained by every objective: the base stays inside, only the adapter learns, and diffusers alone can use the result."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +20,10 @@ from hf_flowft.couplings import Shard
 from hf_flowft.latents import FAMILIES, Decoder, adapters_off, add_lora, find_base
 from hf_flowft.randomness import keyed_generator
 from hf_flowft.sampling import generate
+from hf_flowft.training.sharding import divide
 from hf_flowft.velocity import SharedVelocity, Velocity
 
-METHODS = ["fm", "gft", "replay", "mle", "self"]
+METHODS = ["fm", "gft", "replay", "prior", "mle", "self"]
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 PROMPT = "a photo of a sks circle"
 
@@ -277,6 +281,7 @@ def test_the_card_says_how_diffusers_loads_it(home, tmp_path):
     assert results["data"]["text_to_image"]["pipeline"] == "StableDiffusion3Pipeline"
 
 
+@pytest.mark.slow
 def test_forgetting_is_measured_on_the_bases_own_samples(home, tmp_path):
     """Under prompts that replay does not use, by rows that no run's seed changes; the base's and the result's numbers are in the report."""
     (home / "four.txt").write_text("a white circle\na red ground\na photo\na square\n")
@@ -296,6 +301,30 @@ def test_forgetting_is_measured_on_the_bases_own_samples(home, tmp_path):
     results = built.execute().results
     assert "base_domain/held_out_loss" in results["metrics"]["base"]
     assert len(results["selection"]["scores"][0]["base_domain"]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_adapter(home, tmp_path):
+    """GFT with replay on two processes (DDP) ends at the adapter of one process, to rounding."""
+    words = ["finetune", "gft", *settings(home, "replay", output_dir=tmp_path / "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["HF_DATASETS_CACHE"] = str(home / "cache")
+    script = [str(Path(__file__).with_name("distributed_run.py")), "command", str(tmp_path / "two"), *words]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(home, tmp_path / "one", "replay").trainer.train()
+    one, two = (last_weights(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4)
+
+
+def test_a_base_inside_of_the_network_is_not_divided(home, tmp_path):
+    """FSDP would gather the weights of the base for nobody: it is refused, and DDP named."""
+    built = run(home, tmp_path / "run", "gft")
+    with pytest.raises(ValueError, match=r"inside of the network.*\(FSDP\).*\(DDP\)"):
+        divide(built.trainer.whole, torch.device("cpu"), 2)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import nn
 from hf_flowft.batch import Batch
 from hf_flowft.couplings import Shard
 from hf_flowft.models import VelocityMLP
-from hf_flowft.objectives import FlowMatchingObjective, ReplayObjective
+from hf_flowft.objectives import FlowMatchingObjective, PriorPreservationObjective, ReplayObjective
 from hf_flowft.randomness import keyed_generator
 from hf_flowft.replay import ReplayBank, build_replay
 from hf_flowft.sampling import generate
@@ -141,6 +141,19 @@ def test_the_minimiser_is_the_density_weighted_field(weight, direction, generato
     loss, _ = objective(Velocity(field), batch, 0, generator)
     gradient = torch.autograd.grad(loss, field.scale)[0].item()
     assert gradient == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("direction", range(len(DIRECTIONS)))
+def test_prior_preservation_has_the_same_minimiser(direction, generator):
+    """With z_1 - z_0 in place of the base's velocity the gradient vanishes at the same field, and the base is not asked."""
+    replay = build_replay(BASE, {}, [1], generator, base_coupling="independent", num_samples=40_000, num_steps=64)
+    objective = PriorPreservationObjective(replay, 1.0)
+    batch = objective.draw(Batch(5 + 0.05**0.5 * torch.randn(40_000, 1, generator=generator)), generator, Shard())
+    old = objective.kept(batch.replay)
+    torch.testing.assert_close((1 - old.t[:, None]) * old.v_t, old.x_1 - old.x_t, rtol=0, atol=1e-4)
+    field = MixtureField(1.0, DIRECTIONS[direction])
+    loss, _ = objective(Velocity(field), batch, 0, generator)
+    assert torch.autograd.grad(loss, field.scale)[0].item() == pytest.approx(0, abs=0.15)
 
 
 def test_the_mixture_field_generates_the_mixture(generator):

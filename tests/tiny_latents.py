@@ -182,6 +182,7 @@ def settings(folder, method="fm", model="lora", **options):
         "fm": ["--objective.name=fm"],
         "gft": ["--objective.name=gft", "--objective.measure=target"],
         "replay": ["--objective.name=gft", "--objective.replay_samples=8"],
+        "prior": ["--objective.name=prior", "--objective.samples=8"],
         "mle": ["--objective.name=mle", "--objective.num_steps=[2]", "--pairs.name=best_of_k", "--pairs.num_steps=2",
                 "--pairs.num_candidates=2"],
         "self": ["--objective.name=mle", "--objective.num_steps=[1,4]", "--objective.gradient=truncated",

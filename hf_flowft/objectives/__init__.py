@@ -5,6 +5,7 @@ from .behaviour_cloning import BehaviourCloningConfig, BehaviourCloningObjective
 from .flow_matching import FlowMatchingConfig, FlowMatchingObjective
 from .gradual import GradualConfig, GradualObjective, ReplayObjective
 from .noise_prediction import NoisePredictionConfig, NoisePredictionObjective
+from .prior_preservation import PriorPreservationConfig, PriorPreservationObjective
 from .reconstruction import ReconstructionConfig, ReconstructionObjective
 
 OBJECTIVES: dict[str, type] = {
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type] = {
     "mle": ReconstructionConfig,
     "bc": BehaviourCloningConfig,
     "noise_prediction": NoisePredictionConfig,
+    "prior": PriorPreservationConfig,
 }
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveContext",
     "Paper",
+    "PriorPreservationConfig",
+    "PriorPreservationObjective",
     "ReconstructionConfig",
     "ReconstructionObjective",
     "ReplayObjective",

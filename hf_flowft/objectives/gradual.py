@@ -109,9 +109,13 @@ class ReplayObjective(FlowMatchingObjective):
         drawn = super().draw(batch, generator, shard)
         return replace(drawn, replay=self.replay.draw(len(batch), self.times, generator, shard))
 
+    def kept(self, replay: Batch) -> Batch:
+        """The replay batch with the velocity to be kept: the base's."""
+        return self.replay.with_velocity(replay, self.reference)
+
     def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The two terms from one forward pass; logs both."""
-        old = self.replay.with_velocity(batch.replay, self.reference)
+        old = self.kept(batch.replay)
         if set(old.condition) != set(batch.condition):
             raise ValueError(
                 f"the replay conditions {sorted(old.condition)} are not those of the data, {sorted(batch.condition)}."
