@@ -20,7 +20,6 @@ from hf_flowft.couplings import Shard
 from hf_flowft.latents import FAMILIES, Decoder, adapters_off, add_lora, find_base
 from hf_flowft.randomness import keyed_generator
 from hf_flowft.sampling import generate
-from hf_flowft.training.sharding import divide
 from hf_flowft.velocity import SharedVelocity, Velocity
 
 METHODS = ["fm", "gft", "replay", "prior", "mle", "self"]
@@ -318,13 +317,6 @@ def test_two_processes_train_the_same_adapter(home, tmp_path):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4)
-
-
-def test_a_base_inside_of_the_network_is_not_divided(home, tmp_path):
-    """FSDP would gather the weights of the base for nobody: it is refused, and DDP named."""
-    built = run(home, tmp_path / "run", "gft")
-    with pytest.raises(ValueError, match=r"inside of the network.*\(FSDP\).*\(DDP\)"):
-        divide(built.trainer.whole, torch.device("cpu"), 2)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..objectives import Objective, ReconstructionObjective
-from ..velocity import SharedVelocity
 from .step import TrainStep
 
 
@@ -23,13 +22,7 @@ def divide(step: TrainStep, device: torch.device, count: int) -> TrainStep:
 
     Weights, frozen ones and a reference too, are gathered for a forward and a backward: together, or block by block where a model of diffusers
     names its blocks (`_no_split_modules`) and the loss does not solve. What an objective holds beside modules (a bank, a schedule) is shared.
-    Raises: ValueError for a reference inside of the trained network.
     """
-    if any(isinstance(part, SharedVelocity) for part in step.modules()):
-        raise ValueError(
-            "the frozen base of this run is inside of the network that is trained (adapters), which cannot be divided over processes (FSDP): launch "
-            "with the whole model on each (DDP); memory is saved by model.dtype bfloat16, train.gradient_checkpointing and smaller micro-steps."
-        )
     step.to("cpu")
     parts = copy.deepcopy(step, {id(value): value for value in _held_beside_modules(step.objective)})
     mesh = init_device_mesh(device.type, (count,))
