@@ -73,7 +73,6 @@ class NoisePredictionConfig:
             beta_schedule="squaredcos_cap_v2",
             prediction_type="epsilon",
             clip_sample_range=context.extent,
-            timestep_spacing="trailing",  # few steps begin where the noise is
         )
         return NoisePredictionObjective(scheduler)
 

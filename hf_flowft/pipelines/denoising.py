@@ -25,8 +25,10 @@ SCHEDULERS: dict[str, Prediction] = {
 """The names of `named_scheduler`, and what each samples."""
 PREDICTION_TYPES: dict[str, Prediction] = {"flow_prediction": "velocity", "epsilon": "noise"}
 """What diffusers' schedulers call it; a scheduler without the option is for flows."""
-DPM_LAMBDA_MIN = -5.1
-"""DPM-Solver++ begins where log(alpha / sigma) is at least this: the cosine schedule ends in a level that nothing can be inferred from."""
+DPM_LAMBDA_MIN = -3.0
+"""DPM-Solver++ begins where log(alpha / sigma) is at least this. It does not clip what it predicts of the data, and an error of the predicted noise
+is one of the data 1 / alpha times as large: beyond, the cosine schedule has levels that throw it far off.
+"""
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -72,9 +74,10 @@ def named_scheduler(text: str, current: Any, predicts: Prediction, coupling: str
 
 
 def _of_noise(name: str, current: Any) -> Any:
+    begin = {"timestep_spacing": "trailing"}  # at the last level, where the noise that sampling begins with is
     if name == "dpm":
-        return DPMSolverMultistepScheduler.from_config(current.config, lambda_min_clipped=DPM_LAMBDA_MIN)
-    return (DDPMScheduler if name == "ddpm" else DDIMScheduler).from_config(current.config)
+        return DPMSolverMultistepScheduler.from_config(current.config, lambda_min_clipped=DPM_LAMBDA_MIN, **begin)
+    return (DDPMScheduler if name == "ddpm" else DDIMScheduler).from_config(current.config, **begin)
 
 
 def _number(option: str, text: str) -> float:
