@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = _verb(verbs, "pretrain", "train a flow from scratch", _pretrain, takes_settings=True)
     finetune = _verb(verbs, "finetune", "fine-tune a pretrained flow", _finetune, takes_settings=True)
     finetune.add_argument(
-        "method", choices=METHODS, help="plain: flow matching; gft: gradual; mle: reconstructions; prior: preservation by images; gav: viscosity"
+        "method",
+        choices=METHODS,
+        help="plain: flow matching; gft: gradual; mle: reconstructions; prior: preservation by images; gav: viscosity",
     )
     for verb in (pretrain, finetune):
         verb.add_argument("--config", help="a YAML file of settings")

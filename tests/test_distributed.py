@@ -21,7 +21,7 @@ from tiny_latents import PIPELINES, captioned, saved, settings
 from hf_flowft import FlowPipeline
 from hf_flowft.cli import main
 from hf_flowft.training.checkpoint import list_checkpoints
-from hf_flowft.training.processes import Processes, refuse_engines
+from hf_flowft.training.processes import Processes, device_of_whole_models, refuse_engines, training_device
 from hf_flowft.training.settings import TrainConfig
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -246,3 +246,17 @@ def test_accumulation_is_a_setting_of_the_run(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     run(tmp_path / "told", CASES["fm"])
     assert_same(final_state(tmp_path / "plain"), final_state(tmp_path / "told"))
+
+
+def test_the_device_is_known_before_the_trainer(monkeypatch):
+    """The process's own accelerator where there is one; the CPU when it is asked for; whole models stay with the host under FSDP."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert training_device() == device_of_whole_models() == torch.device("cuda", 1)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert (training_device(), device_of_whole_models()) == (torch.device("cuda", 1), torch.device("cpu"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert training_device() == torch.device("cpu")

@@ -93,7 +93,10 @@ def test_data_that_cannot_be_used(make, message):
         (lambda: TrainConfig(learning_rate=float("inf")), "must be positive, got inf"),
         (lambda: trainer(condition_dropout=1.5), "must be a probability below 1, got 1.5"),
         (lambda: trainer(ema_decay=1.0), r"must be in \[0, 1\), got 1"),
-        (lambda: EvalConfig(metric="fid"), "must be one of auto, energy, frechet, held_out_loss, reconstruction, got 'fid'"),
+        (
+            lambda: EvalConfig(metric="fid"),
+            "must be one of auto, energy, frechet, held_out_loss, reconstruction, got 'fid'",
+        ),
     ],
     ids=lambda value: None if callable(value) else value[:30],
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 import torch
-from accelerate.utils import str_to_bool
 
 from ..data import FlowData
 from ..latents import (
@@ -28,6 +26,7 @@ from ..latents import (
 )
 from ..schedulers import FlowODEScheduler
 from ..velocity import SharedVelocity
+from .processes import training_device
 from .trainee import Trainee
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -122,11 +121,3 @@ def latent_trainee(
     scheduler = FlowODEScheduler(shift=shift)
     start = LatentPipeline(model, scheduler, description, conditions, base, is_adapter)
     return Trainee(model, scheduler, start, data=latents)
-
-
-def training_device() -> torch.device:
-    """Where this process will train: what encodes and what is trained go there before the trainer takes over."""
-    if str_to_bool(os.environ.get("ACCELERATE_USE_CPU") or "false") or not torch.accelerator.is_available():
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator().type
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK") or 0)) if kind != "mps" else torch.device(kind)

@@ -77,8 +77,21 @@ class Processes:
         return box[0]
 
 
+def training_device() -> torch.device:
+    """Where this process will train, before there is a trainer: what encodes, and what makes pairs and replay, works there already."""
+    if _asked("CPU") or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator().type
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK") or 0)) if kind != "mps" else torch.device(kind)
+
+
+def device_of_whole_models() -> torch.device:
+    """Where a frozen base is asked as a whole: under FSDP in the memory of the host, for the device holds its part of it only."""
+    return torch.device("cpu") if _asked("FSDP") else training_device()
+
+
 def _asked(name: str) -> bool:
-    """Whether `accelerate launch`, or who launched, asks for a way of dividing the model."""
+    """Whether `accelerate launch`, or who launched, asks for the CPU, or for a way of dividing the model."""
     return bool(str_to_bool(os.environ.get(f"ACCELERATE_USE_{name}") or "false"))
 
 

@@ -38,6 +38,7 @@ from .diversity import CollapseAlarm
 from .folder import check_folder, write_config
 from .outcome import run_results
 from .pictures import SamplePictures, run_figures
+from .processes import device_of_whole_models
 from .publishing import Publisher
 from .rollouts import Rollouts
 from .step import NonFiniteLossError
@@ -118,7 +119,7 @@ class Run:
         """The frozen base: inside of the network where the model keeps it there, otherwise a copy."""
         if self.base is None or self.trainee.reference is not None:
             return self.trainee.reference
-        return FrozenVelocity(self.base.model)
+        return FrozenVelocity(self.base.model).to(device_of_whole_models())
 
     @property
     def scheduler(self) -> Any:
