@@ -99,6 +99,7 @@ def _sharing_verbs(verbs: Any) -> None:
     export.add_argument(
         "--stock", action="store_true", help="as diffusers' own pipeline, loadable without this package"
     )
+    export.add_argument("--merge-into", default="", help="of an adapter: the text-to-image pipeline it belongs to")
     space = _verb(verbs, "space", "write a Gradio page that shows a run", _space)
     space.add_argument("run_folder", help="the folder of a finished run")
     space.add_argument("--out", required=True, help="an empty or new folder")
@@ -212,12 +213,16 @@ def _push(options: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _export(options: argparse.Namespace, settings: list[str]) -> None:
+    from .latents import find_base, merge
     from .pipelines import FlowPipeline
     from .pipelines.stock import to_stock
 
     out = empty_folder(options.out)
-    pipeline = FlowPipeline.from_pretrained(options.pipeline)
-    (to_stock(pipeline) if options.stock else pipeline).save_pretrained(out)
+    if options.merge_into:
+        merge(options.pipeline, find_base(options.merge_into), out)
+    else:
+        pipeline = FlowPipeline.from_pretrained(options.pipeline)
+        (to_stock(pipeline) if options.stock else pipeline).save_pretrained(out)
     print(f"Written to {out}.")
 
 

@@ -15,6 +15,7 @@ from test_resume import assert_same, last_weights
 from tiny_latents import PIPELINES, captioned, saved, settings
 
 from hf_flowft import Callback, FrozenVelocity, Run, load_config
+from hf_flowft.cli import main
 from hf_flowft.conventions import time_grid
 from hf_flowft.couplings import Shard
 from hf_flowft.latents import FAMILIES, Decoder, adapters_off, add_lora, find_base
@@ -363,6 +364,20 @@ def test_base_and_adapter_travel_over_the_hub(hub, home, tmp_path):
         assert not torch.equal(stock_images(pipeline), before)
     text = ModelCard.load(hf_hub_download("user/adapter", "README.md", revision="best")).text
     assert "load_lora_weights" in text
+
+
+def test_an_adapter_is_merged_into_its_pipeline(home, tmp_path, capsys):
+    """`export --merge-into` writes a whole pipeline that draws, without peft, what base and adapter draw together; a wrong adapter is refused."""
+    run(home, tmp_path / "run", "fm", **{"eval.num_repeats": 1, "eval.min_delta": 0}).execute()
+    adapter, base = str(tmp_path / "run" / "pipeline"), str(home / "base")
+    assert main(["export", adapter, "--merge-into", base, "--out", str(tmp_path / "whole")]) == 0
+    pipeline = stock(home / "base")
+    pipeline.load_lora_weights(adapter)
+    whole = stock(tmp_path / "whole")
+    assert not any("lora" in name for name, _ in whole.transformer.named_parameters())
+    torch.testing.assert_close(stock_images(whole), stock_images(pipeline), rtol=0, atol=1e-4)
+    assert main(["export", str(home / "images"), "--merge-into", base, "--out", str(tmp_path / "other")]) == 2
+    assert "cannot merge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
 from .opening import FAMILIES, LatentBase, find_base, is_latent
 from .own import deal_prompts, own_samples
-from .pipeline import LatentPipeline
+from .pipeline import LatentPipeline, merge
 from .prompts import NOTHING, PromptTable
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "encode",
     "find_base",
     "is_latent",
+    "merge",
     "own_samples",
     "start_adapter",
 ]

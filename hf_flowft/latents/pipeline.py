@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..repository import read_json
+from ..repository import one_line, read_json, weight_shapes
 from ..velocity import Velocity
-from .lora import save_lora
+from .lora import WEIGHTS, save_lora
 from .model import LatentFlowModel
 from .opening import INDEX, LatentBase
 
@@ -57,11 +58,34 @@ class LatentPipeline:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_lora(self.base.family.pipeline_class(), self.model.transformer, Path(folder))
             return
-        for part in read_json(self.base.folder / INDEX):
-            if part != "transformer" and (self.base.folder / part).is_dir():
-                shutil.copytree(self.base.folder / part, Path(folder) / part, dirs_exist_ok=True, ignore=_no_code)
-        shutil.copy(self.base.folder / INDEX, folder)
-        self.model.transformer.save_pretrained(Path(folder) / "transformer")
+        write_whole(self.base, self.model.transformer, Path(folder))
+
+
+def write_whole(base: LatentBase, transformer: Any, folder: Path) -> None:
+    """A pipeline with another transformer: everything else is copied, but for code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in read_json(base.folder / INDEX):
+        if part != "transformer" and (base.folder / part).is_dir():
+            shutil.copytree(base.folder / part, folder / part, dirs_exist_ok=True, ignore=_no_code)
+    shutil.copy(base.folder / INDEX, folder)
+    transformer.save_pretrained(folder / "transformer")
+
+
+def merge(adapter: str, base: LatentBase, folder: Path) -> None:
+    """Write the pipeline an adapter belongs to, whole, with the adapter added into its weights (in float32; stored as the base's are).
+
+    Args: `adapter`: a folder or repository that `load_lora_weights` takes.  Raises: ValueError when it is none, or does not fit.
+    """
+    pipeline = base.generator()
+    stored = next(iter(weight_shapes(base.folder / "transformer").values())).dtype
+    try:
+        pipeline.load_lora_weights(adapter, weight_name=WEIGHTS, use_safetensors=True)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    except Exception as error:  # diffusers, peft and the Hub's client raise their own
+        raise ValueError(f"cannot merge {adapter} into {base.name}: {one_line(error, 300)}") from error
+    precision = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
+    write_whole(base, pipeline.transformer.to(precision), folder)
 
 
 def _no_code(where: str, names: list[str]) -> list[str]:
