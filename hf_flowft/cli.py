@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=METHODS,
         help="plain: flow matching; gft: gradual; mle: reconstructions; prior: preservation by images; gav: viscosity",
     )
+    finetune.add_argument(
+        "--plan",
+        action="store_true",
+        help="of a text-to-image pipeline: print the memory and time it will need, and stop",
+    )
+    finetune.add_argument("--tflops", type=float, default=100.0, help="for --plan: TFLOP/s the device reaches")
     for verb in (pretrain, finetune):
         verb.add_argument("--config", help="a YAML file of settings")
         verb.add_argument("--settings", action="store_true", help="print the settings there are, and stop")
@@ -136,6 +142,11 @@ def _train(
             raise ValueError(
                 f"this command trains with {section} {values['name']!r}, but the settings say {plain[section]['name']!r}."
             )
+    if getattr(options, "plan", False):
+        from .training.plan import plan as make_plan
+
+        print(make_plan(config, options.tflops))
+        return
     try:
         result = Run(config).execute()
     except NonFiniteLossError as error:

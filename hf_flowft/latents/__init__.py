@@ -4,7 +4,7 @@ from .encoding import Decoder, Encoder, encode
 from .family import LatentFamily
 from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
-from .opening import FAMILIES, LatentBase, find_base, is_latent
+from .opening import FAMILIES, LatentBase, find_base
 from .own import deal_prompts, own_samples
 from .pipeline import LatentPipeline, merge
 from .prompts import NOTHING, PromptTable
@@ -25,7 +25,6 @@ __all__ = [
     "deal_prompts",
     "encode",
     "find_base",
-    "is_latent",
     "merge",
     "own_samples",
     "start_adapter",

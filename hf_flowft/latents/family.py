@@ -31,6 +31,8 @@ class LatentFamily:
     name: str
     pipeline: str
     """The class in diffusers."""
+    transformer: str
+    """The class of its transformer."""
     readers: tuple[str, ...]
     """The components that read text; they leave memory once the prompts are encoded."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -45,6 +47,12 @@ class LatentFamily:
         import diffusers
 
         return getattr(diffusers, self.pipeline)
+
+    def transformer_class(self) -> Any:
+        """The transformer's class."""
+        import diffusers
+
+        return getattr(diffusers, self.transformer)
 
     def output(
         self, transformer: Any, sample: Tensor, timestep: Tensor, text: dict[str, Tensor], guidance: float
@@ -72,6 +80,18 @@ class LatentFamily:
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Latents as images in [-1, 1]."""
         return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0), return_dict=False)[0]
+
+    def channels(self, config: Mapping[str, Any]) -> int:
+        """Channels of the latents, by the config of the transformer."""
+        return config["in_channels"]
+
+    def downscaling(self, vae: Mapping[str, Any]) -> int:
+        """How many times smaller than its image a latent is in height and width, by the config of the autoencoder."""
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+
+    def text_like(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Zeros of the shape of one encoded prompt, by the config of the transformer."""
+        raise NotImplementedError
 
     def patch(self, config: Mapping[str, Any]) -> int:
         """Latent pixels in height and width that make one token, by the config of the transformer."""

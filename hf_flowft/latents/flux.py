@@ -17,6 +17,7 @@ class Flux(LatentFamily):
 
     name = "flux"
     pipeline = "FluxPipeline"
+    transformer = "FluxTransformer2DModel"
     readers = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     targets = (*LatentFamily.targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     text_length = 512
@@ -49,3 +50,12 @@ class Flux(LatentFamily):
     def patch(self, config: Mapping[str, Any]) -> int:
         """Two by two, whatever the transformer says of itself: it sees packed latents."""
         return 2
+
+    def channels(self, config: Mapping[str, Any]) -> int:
+        """A quarter of the transformer's, which sees four latent pixels at once."""
+        return config["in_channels"] // 4
+
+    def text_like(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See `LatentFamily`."""
+        embeds = torch.zeros(1, self.text_length, config["joint_attention_dim"])
+        return {"encoder_hidden_states": embeds, "pooled_projections": torch.zeros(1, config["pooled_projection_dim"])}

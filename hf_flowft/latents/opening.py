@@ -58,13 +58,8 @@ class LatentBase:
         return [[path.relative_to(self.folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in sizes]
 
 
-def is_latent(path: str, revision: str = "") -> bool:
-    """Whether a folder or repository holds a pipeline of diffusers that can be fine-tuned here."""
-    return _class_name(path, revision) in FAMILIES
-
-
-def find_base(path: str, revision: str = "") -> LatentBase:
-    """The pipeline at a folder or in a repository, downloaded where it must be: configurations, tokenizers and safetensors, no code.
+def family_of(path: str, revision: str = "") -> LatentFamily:
+    """What is known of the pipeline at a folder or in a repository, by its index alone.
 
     Raises: ValueError when no path is given, nothing is there, or it is a pipeline of another kind.
     """
@@ -76,7 +71,15 @@ def find_base(path: str, revision: str = "") -> LatentBase:
             f"{path} holds a {shown(kind)}; the text-to-image flows that can be fine-tuned are {', '.join(FAMILIES)}. (Stable Diffusion 1, 2 and "
             "XL are no flows: their networks predict noise.)"
         )
-    family = FAMILIES[kind]
+    return FAMILIES[kind]
+
+
+def find_base(path: str, revision: str = "") -> LatentBase:
+    """The pipeline at a folder or in a repository, downloaded where it must be: configurations, tokenizers and safetensors, no code.
+
+    Raises: ValueError when no path is given, nothing is there, or it is a pipeline of another kind.
+    """
+    family = family_of(path, revision)
     if Path(path).is_dir():
         return LatentBase(Path(path), family, Path(path).resolve().name)
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .family import LatentFamily, text_rows
@@ -15,6 +17,7 @@ class Sana(LatentFamily):
 
     name = "sana"
     pipeline = "SanaPipeline"
+    transformer = "SanaTransformer2DModel"
     readers = ("text_encoder", "tokenizer")
     text_length = 300
 
@@ -51,3 +54,15 @@ class Sana(LatentFamily):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See `LatentFamily`."""
         return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+    def downscaling(self, vae: Mapping[str, Any]) -> int:
+        """See `LatentFamily`; this autoencoder counts its blocks elsewhere."""
+        return 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+
+    def text_like(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See `LatentFamily`."""
+        mask = torch.ones(1, self.text_length, dtype=torch.int64)
+        return {
+            "encoder_hidden_states": torch.zeros(1, self.text_length, config["caption_channels"]),
+            "encoder_attention_mask": mask,
+        }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .family import LatentFamily, text_rows
@@ -14,6 +16,7 @@ class StableDiffusion3(LatentFamily):
 
     name = "sd3"
     pipeline = "StableDiffusion3Pipeline"
+    transformer = "SD3Transformer2DModel"
     readers = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     targets = (*LatentFamily.targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     text_length = 256
@@ -31,3 +34,8 @@ class StableDiffusion3(LatentFamily):
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.text_length
         )
         return text_rows(encoder_hidden_states=embeds, pooled_projections=pooled)
+
+    def text_like(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See `LatentFamily`: 77 tokens of CLIP and those of T5."""
+        embeds = torch.zeros(1, 77 + self.text_length, config["joint_attention_dim"])
+        return {"encoder_hidden_states": embeds, "pooled_projections": torch.zeros(1, config["pooled_projection_dim"])}
