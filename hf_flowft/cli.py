@@ -18,6 +18,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "gav": {"objective": {"name": "mle"}, "model": {"name": "viscosity"}},
 }
 """What a method fixes; everything else is settings."""
+OUT_OF_MEMORY = (
+    "the device is out of memory: set train.gradient_checkpointing to true, raise train.gradient_accumulation_steps (the batch stays the same), lower "
+    "eval.batch_size, and keep the frozen weights in half precision (model.dtype bfloat16); --plan tells what a text-to-image run needs."
+)
 STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "benchmark")
 
 
@@ -128,6 +132,8 @@ def _finetune(options: argparse.Namespace, settings: list[str]) -> None:
 def _train(
     options: argparse.Namespace, settings: list[str], fixed: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> None:
+    import torch
+
     from .training.config import load_config, print_settings
     from .training.run import Run
     from .training.step import NonFiniteLossError
@@ -151,6 +157,8 @@ def _train(
         result = Run(config).execute()
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise ValueError(OUT_OF_MEMORY) from error
     if result.results:
         print(f"Written to {result.folder}: pipeline, results.json, README.md, figures.")
 

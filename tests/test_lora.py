@@ -133,6 +133,7 @@ def test_only_the_adapter_learns(home, tmp_path):
     built.trainer.train()
     moved = {name for name, p in transformer.named_parameters() if not torch.equal(p, before[name])}
     assert all("lora_" in name for name in moved)
+    assert all("lora_" in name for name in last_weights(tmp_path / "run"))
     assert {name for name in before if "lora_B" in name and "attn.to_" in name and "to_add_out" not in name} <= moved
 
 

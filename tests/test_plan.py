@@ -101,3 +101,17 @@ def test_it_is_printed_and_nothing_is_made(home, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main(["finetune", "plain", "--plan", "--data.name=toy", "--model.path=x"]) == 2
     assert "text-to-image" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_told_what_to_change(home, tmp_path, capsys, monkeypatch):
+    """Running out of memory ends in one sentence with the settings that save some."""
+
+    def full(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("hf_flowft.training.run.Run.execute", full)
+    words = ["--data.name=toy", "--data.train_size=20", "--model.name=mlp", f"--output_dir={tmp_path / 'run'}"]
+    assert main(["pretrain", *words]) == 2
+    error = capsys.readouterr().err
+    assert "train.gradient_checkpointing" in error
+    assert "--plan" in error

@@ -27,7 +27,7 @@ def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dr
     Raises: ValueError when no layer has such a name, or peft is not there.
     """
     LoraConfig = _peft().LoraConfig
-    transformer.requires_grad_(False)
+    _freeze(transformer)
     options: dict[str, Any] = {"lora_alpha": alpha, "lora_dropout": dropout, "init_lora_weights": "gaussian"}
     config = LoraConfig(r=rank, target_modules=list(targets), **options)
     with torch.random.fork_rng(devices=[]):
@@ -49,7 +49,7 @@ def continue_lora(pipeline_class: Any, transformer: Any, start: str) -> None:
     Args: `start`: a folder or repository with weights that `pipeline.load_lora_weights` takes.  Raises: ValueError when there are none.
     """
     _peft()
-    transformer.requires_grad_(False)
+    _freeze(transformer)
     try:
         weights, settings = pipeline_class.lora_state_dict(
             start, return_lora_metadata=True, use_safetensors=True, weight_name=WEIGHTS
@@ -68,6 +68,14 @@ def _peft() -> Any:
     except ImportError as error:
         raise ValueError("model.name lora needs peft: pip install hf_flowft[lora].") from error
     return peft
+
+
+def _freeze(transformer: Any) -> None:
+    """No weight is trained, and no table of constants (positions: up to a gigabyte) is a part of the state that is kept and compared."""
+    transformer.requires_grad_(False)
+    for module in transformer.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer, persistent=False)
 
 
 def _in_float32(transformer: Any) -> None:
