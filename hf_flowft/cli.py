@@ -164,20 +164,12 @@ def _train(
 
 
 def _evaluate(options: argparse.Namespace, settings: list[str]) -> None:
-    from .pipelines import FlowPipeline
     from .results import RESULTS_VERSION, environment, public_name, write_json
     from .tables import metrics_table
     from .training.config import load_config
-    from .training.evaluation import Evaluator
-    from .training.models import check_fits
-    from .training.run import load_data
+    from .training.judging import judge
 
-    config = load_config(options.config, settings)
-    pipeline = FlowPipeline.from_pretrained(options.pipeline)
-    data = load_data(config)
-    check_fits(pipeline, options.pipeline, data)
-    data.adopt(pipeline.description)
-    metrics = Evaluator(data, config.eval, config.seed, pipeline.shift).report(pipeline.velocity())
+    metrics = judge(options.pipeline, load_config(options.config, settings))
     print(metrics_table({public_name(options.pipeline): metrics}))
     if options.out:
         content = {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_resume import assert_same, last_weights
 from tiny_latents import PIPELINES, captioned, saved, settings
 
-from hf_flowft import Callback, FrozenVelocity, Run, load_config
+from hf_flowft import Callback, FlowPipeline, FrozenVelocity, Run, load_config
 from hf_flowft.cli import main
 from hf_flowft.conventions import time_grid
 from hf_flowft.couplings import Shard
@@ -379,6 +379,27 @@ def test_an_adapter_is_merged_into_its_pipeline(home, tmp_path, capsys):
     torch.testing.assert_close(stock_images(whole), stock_images(pipeline), rtol=0, atol=1e-4)
     assert main(["export", str(home / "images"), "--merge-into", base, "--out", str(tmp_path / "other")]) == 2
     assert "cannot merge" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lora", "pretrained"])
+def test_what_was_saved_is_judged_as_the_run_judged_it(model, home, tmp_path, capsys):
+    """`evaluate` on the adapter, or the whole pipeline, that a run has left gives the numbers of its report."""
+    finished = run(home, tmp_path / "run", model=model).execute()
+    saved_at, config = tmp_path / "run" / "pipeline", tmp_path / "run" / "config.yaml"
+    assert main(["evaluate", str(saved_at), "--config", str(config), "--out", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())["metrics"]
+    expected = finished.results["metrics"]["result"]
+    assert again.keys() == expected.keys()
+    for name, entry in again.items():
+        assert entry["value"] == pytest.approx(expected[name]["value"], rel=1e-4), name
+
+
+def test_an_adapter_is_not_taken_for_a_pipeline(home, tmp_path):
+    """Who loads an adapter as a pipeline of ours is told what it is."""
+    run(home, tmp_path / "run").trainee.base.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"holds an adapter.*--merge-into"):
+        FlowPipeline.from_pretrained(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,11 @@ globals().update(OWN_CLASSES)
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json` of a pipeline folder.  Raises: ValueError when it is missing or broken."""
     path = folder / INDEX_FILE
+    if not path.is_file() and (folder / "pytorch_lora_weights.safetensors").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter (LoRA), no pipeline: load its base in diffusers and call load_lora_weights, or write the two as one with "
+            "`hf-flowft export ADAPTER --merge-into BASE`."
+        )
     if not path.is_file():
         raise ValueError(
             f"{folder} holds no pipeline: it has no {INDEX_FILE} (of a run folder, load its `pipeline` folder)."

@@ -1,0 +1,47 @@
+"""Measuring what a run, or anybody, has saved: a pipeline, or an adapter on a text-to-image pipeline, on the test split of a config's data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..data import FlowData
+from ..latents.opening import family_of
+from ..pipelines import FlowPipeline
+from ..velocity import Velocity
+from .config import RunConfig
+from .evaluation import Evaluator
+from .latents import LoRAConfig
+from .models import PretrainedConfig, check_fits
+from .run import load_data
+
+
+def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The report of a run (see `Evaluator.report`) for the pipeline or adapter at `path`, by the data, eval and seed of a config.
+
+    Of captioned data `path` is a pipeline of diffusers, or an adapter of the config's `model.path`.
+    Raises: ValueError when there is neither, or it does not fit the data.
+    """
+    data = load_data(config)
+    if data.caption_column:
+        return _judge_latents(path, config, data)
+    pipeline = FlowPipeline.from_pretrained(path)
+    check_fits(pipeline, path, data)
+    data.adopt(pipeline.description)
+    return Evaluator(data, config.eval, config.seed, pipeline.shift).report(pipeline.velocity())
+
+
+def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
+    if isinstance(config.model, LoRAConfig) and not _is_whole(path):
+        trainee = replace(config.model, start=path).build(data, 0, config.seed)
+    else:
+        trainee = PretrainedConfig(path=path).build(data, 0, config.seed)
+    velocity = trainee.reference or Velocity(trainee.model)
+    return Evaluator(trainee.data, config.eval, config.seed, trainee.base.shift).report(velocity)
+
+
+def _is_whole(path: str) -> bool:
+    try:
+        return bool(family_of(path))
+    except ValueError:
+        return False
