@@ -17,7 +17,7 @@ from hf_flowft.data.robot import frame_offsets, windows
 from hf_flowft.data.robot.statistics import statistics, units
 from hf_flowft.pipelines import describe_data
 
-ALL = {"validation": 0.0, "test": 0.0}
+ALL = {"validation": 0.0, "test": 0.0, "normalisation": "min_max"}
 P, _ = True, False  # of masks: a repeated end of the episode, and a step of its own
 
 
@@ -441,7 +441,7 @@ def test_a_fine_tune_sees_in_the_units_of_its_base(tmp_path):
 def test_the_demonstrations_of_pusht(shared_data):
     """206 episodes of 25,650 steps: a window for each, actions of 0 to 512 pixels to [-1, 1], and the numbers of the table."""
     path = shared_data / "pusht/lerobot_v30"
-    data = load_robot(RobotConfig(path=str(path)))
+    data = load_robot(RobotConfig(path=str(path), normalisation="min_max"))
     assert sum(data.counts.values()) == 25_650
     assert data.facts["episodes"] == {"train": 164, "validation": 21, "test": 21}
     assert data.event_shape == (16, 2)

@@ -31,8 +31,9 @@ class RobotConfig:
     """Actions in a chunk; the first belongs to the oldest observation."""
     action_horizon: int = 8
     """Actions of a chunk that are carried out, from the present one on, before the policy is asked again."""
-    normalisation: NormalisationKind = "min_max"
-    """The units of actions and observations, coordinate by coordinate: range or 1 % to 99 % quantiles to [-1, 1], or mean 0 and std 1."""
+    normalisation: NormalisationKind = "mean_std"
+    """The units of actions and observations, coordinate by coordinate: mean 0 and std 1, the scale of the noise a flow begins with; or the range, or
+    1 % to 99 % quantiles, to [-1, 1]."""
     statistics: Literal["train", "dataset"] = "train"
     """Of what: of the training episodes, or the data set's own, which know all episodes."""
     tasks: list[str] = field(default_factory=list)
