@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -18,6 +19,13 @@ from .times import TimeDensity
 from .velocity import FrozenVelocity
 
 ReplayStates = Literal["auto", "interpolant", "trajectory"]
+Keep = Callable[[str, Callable[[], Tensor]], Tensor]
+"""keep(key, make): what `make()` gives, or gave under this key before."""
+
+
+def made_anew(key: str, make: Callable[[], Tensor]) -> Tensor:
+    """Keeps nothing."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,12 @@ def build_replay(
     shift: float = 1.0,
     batch_size: int = 1024,
     progress: bool = False,
+    keep: Keep = made_anew,
 ) -> ReplayBank:
     """Draw the bank once: `num_samples` samples of the base for conditions drawn from `conditions`.
 
     Args: `conditions`: rows of the base's own conditions (empty for an unconditional base); `event_shape`: of one sample;
-    `base_coupling`: the coupling the base was trained with, which `states="auto"` goes by.
+    `base_coupling`: the coupling the base was trained with, which `states="auto"` goes by; `keep`: may hold samples of this base for the next time.
     Raises: ValueError when fewer than one sample is asked for, or `interpolant` for a base whose coupling is known to be dependent.
     """
     if num_samples < 1:
@@ -97,11 +106,14 @@ def build_replay(
     times = time_grid(num_steps, shift)
     title = "replay: samples of the base" if progress else None
     if states == "interpolant":
-        return ReplayBank(
-            reference,
-            generate(reference, x_0, condition, times, solver, batch_size=batch_size, progress=title),
-            condition,
+        key = hashlib.sha256(repr((times, solver)).encode())
+        for tensor in (x_0, *condition.values()):
+            key.update(tensor.contiguous().numpy().tobytes())
+        z_1 = keep(
+            key.hexdigest(),
+            lambda: generate(reference, x_0, condition, times, solver, batch_size=batch_size, progress=title),
         )
+        return ReplayBank(reference, z_1, condition)
     path = generate(reference, x_0, condition, times, solver, batch_size=batch_size, progress=title, trajectory=True)
     velocities = [
         _velocity_at(reference, x, t, condition, batch_size) for x, t in zip(path[:-1], times[:-1], strict=True)

@@ -208,6 +208,22 @@ def test_replay_keeps_the_bases_prompts(home, tmp_path):
     assert bank.z_1.shape == (8, 4, 8, 8)
 
 
+def test_replay_is_drawn_once(home, tmp_path, monkeypatch):
+    """A second run reads the same samples without asking the base; another seed, or an adapter that became the base, draws its own."""
+    first = run(home, tmp_path / "first", "replay")
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_flowft.replay.generate", lambda *a, **k: pytest.fail("the base was asked"))
+        second = run(home, tmp_path / "second", "replay")
+    assert torch.equal(first.objective.replay.z_1, second.objective.replay.z_1)
+    other = run(home, tmp_path / "other", "replay", seed=1)
+    assert not torch.equal(first.objective.replay.z_1, other.objective.replay.z_1)
+    first.trainer.train()
+    start = first._pipeline(first.trainee.model)
+    start.save_pretrained(tmp_path / "adapter")
+    moved = run(home, tmp_path / "moved", "replay", **{"model.start": tmp_path / "adapter"})
+    assert not torch.equal(first.objective.replay.z_1, moved.objective.replay.z_1)
+
+
 def test_training_times_are_shifted_like_the_grid(home, tmp_path):
     """With `times.shift: 0` the shift of training times, of the pairs' grid and of evaluation is the pipeline's one number."""
     built = run(home, tmp_path / "run", "fm", **{"objective.times.shift": 0})

@@ -5,7 +5,7 @@ from .family import LatentFamily
 from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
 from .opening import FAMILIES, LatentBase, find_base
-from .own import deal_prompts, own_samples
+from .own import deal_prompts, keep_samples, own_samples
 from .pipeline import LatentPipeline, merge
 from .prompts import NOTHING, PromptTable
 
@@ -25,6 +25,7 @@ __all__ = [
     "deal_prompts",
     "encode",
     "find_base",
+    "keep_samples",
     "merge",
     "own_samples",
     "start_adapter",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from ..conventions import time_grid
 from ..data import FlowData
+from ..data.sources import digest
 from ..randomness import keyed_generator
+from ..replay import Keep, made_anew
 from ..sampling import generate
 from ..velocity import Velocity
 from .encoding import cache_folder, cached
@@ -57,3 +60,22 @@ def own_samples(
             yield {"latent": latent.numpy(), "prompt": number}
 
     return cached(cache_folder(data.facts["encoded"]) / f"{key}-{digest}.arrow", rows)
+
+
+def keep_samples(model: LatentFlowModel, base: LatentBase, data: FlowData, start: str = "") -> Keep:
+    """Holds samples that replay has drawn of a base, in the cache of `datasets`.
+
+    Args: `start`: the adapter that is a part of the base; one on the Hub may change under its name, and then nothing is held.
+    """
+    if start and not Path(start).is_dir():
+        return made_anew
+    adapter = digest(Path(start)) if start else ""
+    identity = [base.fingerprint("transformer"), str(model.working_dtype), model.guidance, adapter]
+    folder = cache_folder(data.facts["encoded"])
+
+    def keep(key: str, make: Callable[[], Tensor]) -> Tensor:
+        name = hashlib.sha256(json.dumps([identity, key]).encode()).hexdigest()[:16]
+        rows = cached(folder / f"replay-{name}.arrow", lambda: ({"latent": x.numpy()} for x in make()))
+        return rows.with_format("torch")["latent"][:]
+
+    return keep

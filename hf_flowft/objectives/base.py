@@ -12,6 +12,7 @@ from ..batch import Batch
 from ..conventions import Prediction
 from ..couplings import Shard
 from ..pairs import PairsConfig
+from ..replay import Keep, made_anew
 from ..times import TemperatureSchedule
 from ..velocity import FrozenVelocity, Velocity
 
@@ -70,7 +71,8 @@ class ObjectiveContext:
     `reference`: the frozen base, None when training starts from nothing, or from what is no flow (`base_predicts`); `conditions`: rows of the base's
     own conditions; `base_coupling`: the coupling it was trained with; `base_scheduler`: its noise schedule, of a base that predicts noise;
     `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data, `extent`: their largest
-    magnitude, where an objective needs them; `batch_size`: samples of the base drawn at once.
+    magnitude, where an objective needs them; `batch_size`: samples of the base drawn at once, and
+    `keep`: what may hold them for the next run.
     """
 
     event_shape: tuple[int, ...]
@@ -88,6 +90,7 @@ class ObjectiveContext:
     base_scheduler: Any = None
     extent: float = 1.0
     batch_size: int = 1024
+    keep: Keep = made_anew
 
     def require_reference(self, method: str) -> FrozenVelocity:
         """The frozen base.  Raises: ValueError when the run has none, or one that is no flow."""

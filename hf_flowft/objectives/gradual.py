@@ -169,6 +169,7 @@ class GradualConfig:
             shift=context.shift,
             batch_size=context.batch_size,
             progress=context.progress,
+            keep=context.keep,
         )
         return ReplayObjective(bank, self.replay_weight, **common)
 

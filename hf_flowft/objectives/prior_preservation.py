@@ -64,6 +64,7 @@ class PriorPreservationConfig:
             shift=context.shift,
             batch_size=context.batch_size,
             progress=context.progress,
+            keep=context.keep,
         )
         times = self.times.on(context.shift)
         return PriorPreservationObjective(bank, self.weight, coupling=COUPLINGS[self.coupling](), times=times)

@@ -21,6 +21,7 @@ from ..latents import (
     deal_prompts,
     encode,
     find_base,
+    keep_samples,
     own_samples,
     start_adapter,
 )
@@ -79,6 +80,7 @@ class LoRAConfig:
             add_lora(transformer, targets, self.rank, self.alpha or self.rank, self.dropout, seed)
         base = start_adapter if self.start else adapters_off
         trainee.reference = SharedVelocity(trainee.model, partial(base, transformer))
+        trainee.keep = keep_samples(trainee.model, trainee.base.base, trainee.data, self.start)
         return trainee
 
 
@@ -120,4 +122,4 @@ def latent_trainee(
     conditions = {"prompt": replay}
     scheduler = FlowODEScheduler(shift=shift)
     start = LatentPipeline(model, scheduler, description, conditions, base, is_adapter)
-    return Trainee(model, scheduler, start, data=latents)
+    return Trainee(model, scheduler, start, data=latents, keep=keep_samples(model, base, latents))

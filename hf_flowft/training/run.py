@@ -175,6 +175,7 @@ class Run:
             extent=float(x_1.abs().max()),
             progress=self.progress,
             batch_size=self.config.eval.batch_size,
+            keep=self.trainee.keep,
         )
 
     def _rows(self) -> Rows | None:
