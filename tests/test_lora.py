@@ -208,6 +208,7 @@ def test_replay_keeps_the_bases_prompts(home, tmp_path):
     assert bank.z_1.shape == (8, 4, 8, 8)
 
 
+@pytest.mark.slow
 def test_replay_is_drawn_once(home, tmp_path, monkeypatch):
     """A second run reads the same samples without asking the base; another seed, or an adapter that became the base, draws its own."""
     first = run(home, tmp_path / "first", "replay")
