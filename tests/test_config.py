@@ -48,6 +48,12 @@ def test_numbers_are_numbers(tmp_path, text):
     assert config("--train.weight_decay", text).train.weight_decay == 1e-3
 
 
+def test_a_bare_no_is_the_word_where_that_is_a_choice():
+    """YAML reads no as false; train.mixed_precision has the choice "no", and a false train.gradient_checkpointing stays false."""
+    train = config("--train.mixed_precision", "no", "--train.gradient_checkpointing", "no").train
+    assert (train.mixed_precision, train.gradient_checkpointing) == ("no", False)
+
+
 def test_both_spellings_of_an_override():
     assert parse_overrides(["--a.b", "1", "--a.c=x=y", "--d=[1, 2]"]) == {"a": {"b": 1, "c": "x=y"}, "d": [1, 2]}
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -195,8 +195,10 @@ def _mapping(section: str, values: Any) -> dict[str, Any]:
 
 
 def _parse(section: str, kind: type, values: dict[str, Any]) -> Any:
-    """Check and convert one section's values by the types of its dataclass."""
+    """Check and convert one section's values by the types of its dataclass; where "no" is a choice, YAML's reading of the bare word is undone."""
     _require_fields(section, kind, values)
+    hints = get_type_hints(kind)
+    values = {key: "no" if value is False and "no" in get_args(hints[key]) else value for key, value in values.items()}
     try:
         parser = section_parser(section, kind)
         typed = parser.instantiate(parser.parse_object({section: values}))[section]
