@@ -72,14 +72,15 @@ class Found(NamedTuple):
         both = sorted(set(ours) & set(theirs))
         return estimate([ours[seed] - theirs[seed] for seed in both]) if both else None
 
-    def training(self, name: str) -> tuple[str, str]:
-        """Seconds of training, and of how many seeds the validation rollouts chose the end over the start."""
+    def training(self, name: str, start: str) -> tuple[str, str]:
+        """Seconds of training, and of how many seeds the validation rollouts chose the end over the start, where there is one."""
         names = [f"{name}-{seed}/training" for seed in range(self.seeds)]
         entries = [self.cells.get_or_run(cell, dict) for cell in names if cell in self.cells]
         if not entries:
             return "-", "-"
         seconds = np.mean([entry["seconds"] for entry in entries])
-        return f"{seconds:.0f}", f"{sum(entry['improved'] for entry in entries)} of {len(entries)}"
+        chosen = f"{sum(entry['improved'] for entry in entries)} of {len(entries)}"
+        return f"{seconds:.0f}", chosen if start else "-"
 
 
 def write_report(folder: Path, rows: Mapping[str, Row], seeds: int, cells: Cells, episodes: int) -> None:
@@ -115,7 +116,9 @@ def few_steps(found: Found, rows: Mapping[str, Row]) -> str:
     for name, row in rows.items():
         cells = [found.estimate(name, "clean", steps) for steps in counts]
         gains = [found.gain(name, row.control, "clean", (n, n)) for n in row.steps[:1]] if row.control else [None]
-        lines.append([row.title, *found.training(name), *(str(cell or "-") for cell in cells), signed(gains[0])])
+        lines.append(
+            [row.title, *found.training(name, row.start), *(str(cell or "-") for cell in cells), signed(gains[0])]
+        )
     header = ["policy", "seconds", "chosen", *(f"N = {n}" for n in counts), "gain at its N"]
     return markdown_table(header, lines)
 
@@ -131,9 +134,11 @@ def robustness(found: Found, rows: Mapping[str, Row]) -> str:
         gain = found.gain(name, row.control, "clean", (steps, 4)) if row.control else None
         texts = [str(entry or "-") for entry in (*clean, *noisy)]
         smooth = f"{1e3 * jerk.value:.2f}" if jerk else "-"
-        lines.append([row.title, str(steps), *found.training(name), *texts[:2], signed(gain), smooth, *texts[2:]])
+        lines.append(
+            [row.title, str(steps), *found.training(name, row.start), *texts[:2], signed(gain), smooth, *texts[2:]]
+        )
     noisy_names = [name for name in CONDITIONS if name != "clean"]
-    header = ["policy", "N", "seconds", "chosen", "success", "reward", "gain", "jerk / 1000", *noisy_names]
+    header = ["policy", "N", "seconds", "chosen", "success", "reward", "gain", "1000 x jerk", *noisy_names]
     return markdown_table(header, lines)
 
 
