@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -420,7 +421,7 @@ def test_a_fine_tune_sees_in_the_units_of_its_base(tmp_path):
     )
     known = Run(base, progress=False)
     known.execute()
-    options = [f"--model.path={tmp_path / 'base/pipeline'}", f"--data.path={paths[1]}", "--data.normalisation=mean_std"]
+    options = [f"--model.path={tmp_path / 'base/pipeline'}", f"--data.path={paths[1]}", "--data.normalisation=min_max"]
     config = load_config(
         None,
         [
@@ -436,6 +437,24 @@ def test_a_fine_tune_sees_in_the_units_of_its_base(tmp_path):
     assert new.data.condition_normalisation == known.data.condition_normalisation
     assert new.data.normalisation == known.data.normalisation
     assert describe_data(new.data, "x") == describe_data(known.data, "x")
+
+
+def test_what_the_base_never_saw_move_is_told(tmp_path):
+    """A coordinate that trembles by a millionth in the base's demonstrations and moves in the new ones is named with how far it goes; others pass."""
+    still, moving = demonstrations([6] * 4), demonstrations([6] * 4, seed=1)
+    for episode in still:
+        episode["observation.state"][:, 1] *= 1e-6
+    base, new = (
+        load(str(write_lerobot(tmp_path / name, episodes, 10, task="t")), normalisation="mean_std")
+        for name, episodes in {"still": still, "moving": moving}.items()
+    )
+    with pytest.warns(
+        UserWarning, match=r"number \d+ of the observations of 'moving' reaches [\d.e+]+: it hardly moved"
+    ):
+        new.adopt(describe_data(base, "independent"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        base.adopt(describe_data(base, "independent"))
 
 
 def test_the_demonstrations_of_pusht(shared_data):

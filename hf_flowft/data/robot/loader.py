@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from .windows import action_offsets, observation_offsets, windows
 STATE_KEYS = ("observation.state", "observation.environment_state")
 AGREED = ("state_keys", "cameras", "image_size", "action_key", "observation_horizon", "prediction_horizon", "fps")
 """What a policy and the data it is fine-tuned on must have in common."""
+
+
+LOOKED_AT, OUT_OF_PROPORTION = 1000, 100.0
 
 
 @dataclass
@@ -56,6 +60,21 @@ class RobotData(FlowData):
         super().adopt(description)
         own["normalisation"] = policy["normalisation"]
         self._observe_in(dict(observed))
+        self._warn_of_what_the_base_never_saw_move()
+
+    def _warn_of_what_the_base_never_saw_move(self) -> None:
+        """A coordinate that hardly moved in the base's demonstrations has tiny units, in which these are out of all proportion."""
+        if not self.condition_normalisation:
+            return
+        condition = self.rows("train", range(min(self.counts["train"], LOOKED_AT))).condition["condition"]
+        far = condition.abs().amax(dim=0)
+        if far.max() > OUT_OF_PROPORTION:
+            warnings.warn(
+                f"in the units of the base, number {int(far.argmax())} of the observations of {self.name!r} reaches {float(far.max()):.3g}: it hardly moved in "
+                "the base's demonstrations. Fine-tuning from there forgets much; a base pretrained with data.statistics dataset, on a data set "
+                "that has the new task too, sees it in proportion.",
+                stacklevel=2,
+            )
 
     def _observe_in(self, observed: dict[str, dict[str, list[float]]]) -> None:
         self.facts["observation_normalisation"] = observed
