@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,8 @@ class Processes:
         self.count = self.accelerator.num_processes
         self.divided = fsdp and self.count > 1
         self.is_main = self.accelerator.is_main_process
+        if self.count > 1:
+            _release_at_exit()
         self.shard = Shard(self.accelerator.process_index, self.count, self.accelerator.gather)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -75,6 +80,16 @@ class Processes:
         if self.count > 1:
             broadcast_object_list(box)
         return box[0]
+
+
+@cache
+def _release_at_exit() -> None:
+    """Let gloo's threads end before the interpreter does.
+
+    They free the tensors of the last collective, for which they need the interpreter's lock: one that asks for it during the shutdown aborts its
+    process, and the launcher then kills the others, the main one while it writes the results. Sleeping hands them the lock.
+    """
+    atexit.register(time.sleep, 0.2)
 
 
 def training_device() -> torch.device:
