@@ -6,16 +6,23 @@ The pairing is the method: reconstruction fits E[x_1 | x_0, c], so noise that is
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .batch import Batch
 from .conventions import time_grid
 from .couplings import conditional_permutation, exact_assignment
+from .digests import tensors_digest
 from .sampling import draw_rows, generate
 from .solvers import FixedMethod, uniform_times
 from .velocity import Velocity
@@ -45,6 +52,8 @@ class PairsConfig:
     """self: size of the bank."""
     refresh_epochs: int = 0
     """Draw a new bank after so many passes over it; 0 keeps the first one."""
+    cache: str = ""
+    """Folder in which banks are kept: a run with the same base, data, pairs and seed finds its bank there. Empty keeps none."""
     allow_independent: bool = False
     """Allow `independent` for an experiment that wants to see the collapse."""
 
@@ -62,11 +71,25 @@ class PairsConfig:
                 raise ValueError(f"pairs.{key} must be at least 1, got {getattr(self, key)}.")
         if self.refresh_epochs < 0:
             raise ValueError(f"pairs.refresh_epochs must be >= 0, got {self.refresh_epochs}.")
+        if self.cache and not self.is_bank:
+            raise ValueError(
+                f"pairs {self.name!r} are drawn in every batch, so there is nothing to keep: leave pairs.cache empty."
+            )
 
     @property
     def is_bank(self) -> bool:
         """Whether pairs are made once, rather than in every batch."""
         return self.name not in ("sorted", "independent")
+
+
+CONDITION = "condition."
+"""Begins the names of conditions in the file of a bank."""
+
+
+def _columns(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of pairs, or of the data they are made of, by name."""
+    noise = {} if batch.x_0 is None else {"x_0": batch.x_0}
+    return {"x_1": batch.x_1, **noise, **{f"{CONDITION}{key}": x for key, x in batch.condition.items()}}
 
 
 @dataclass(frozen=True)
@@ -83,11 +106,39 @@ class PairBuilder:
     progress: bool = False
 
     def build(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:
-        """A bank of pairs.
+        """A bank of pairs: from `config.cache` where it has been made before, otherwise made now.
 
         Args: `data`: the training set, `x_1` and `condition`; `conditions`: rows of conditions to draw from for `self`.
-        Returns: a batch with `x_0`, `x_1`, `condition`.  Raises: ValueError for pairs that are not a bank.
+        Returns: a batch with `x_0`, `x_1`, `condition`.  Raises: ValueError for pairs that are not a bank, or a broken file in the cache.
         """
+        if not self.config.cache:
+            return self._make(data, conditions, generator)
+        path = Path(self.config.cache) / f"{self._identity(data, conditions, generator)}.safetensors"
+        if not path.is_file():
+            bank = self._make(data, conditions, generator)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({key: x.contiguous() for key, x in _columns(bank).items()}, temporary)
+            os.replace(temporary, path)
+        try:
+            kept = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"the bank of pairs {path} is broken ({error}): delete it to have it made again."
+            ) from error
+        condition = {key.removeprefix(CONDITION): x for key, x in kept.items() if key.startswith(CONDITION)}
+        return Batch(kept["x_1"], condition, x_0=kept["x_0"])
+
+    def _identity(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> str:
+        """What a bank is made of, as a digest."""
+        drawn = {f"drawn.{key}": x for key, x in conditions.items()}
+        base = {f"base.{key}": x for key, x in self.base.model.state_dict().items()}
+        state = {"generator": generator.get_state()}
+        settings = [asdict(replace(self.config, cache="")), self.shift, self.base.convention]
+        text = json.dumps([settings, tensors_digest({**_columns(data), **drawn, **base, **state})])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _make(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:
         builders: dict[str, Callable[..., Batch]] = {
             "fixed": self._fixed,
             "ot_output": self._ot_output,

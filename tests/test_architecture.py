@@ -10,7 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_flowft"
 MAX_LINES = 300
 LAYERS = {
-    0: {"conventions", "paths", "couplings", "times", "solvers", "gradients", "likelihood", "jacobians", "randomness"},
+    0: {
+        "conventions",
+        "paths",
+        "couplings",
+        "times",
+        "solvers",
+        "gradients",
+        "likelihood",
+        "jacobians",
+        "randomness",
+        "digests",
+    },
     1: {"repository", "batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
     2: {
         "schedulers",

@@ -142,6 +142,45 @@ def test_only_banks_are_built(data, generator):
         build("sorted", data, generator)
 
 
+@pytest.mark.parametrize("name", BANKS)
+def test_a_kept_bank_is_found_by_the_same_run_alone(name, data, tmp_path):
+    """The second bank is the first one to the bit, without the base; another base, seed, setting or data make another."""
+
+    def made(base=BASE, seed=0, rows=data, **options):
+        config = PairsConfig(name, **{"num_pairs": 40, "num_steps": 2, "cache": str(tmp_path / "banks"), **options})
+        return PairBuilder(config, base).build(rows, data.condition, torch.Generator().manual_seed(seed))
+
+    def files():
+        return sorted((tmp_path / "banks").iterdir())
+
+    unasked = FrozenVelocity(GaussianFlow(1.0, 0.25))
+    unasked.forward = None
+    first, again = made(), made(base=unasked)
+    direct = made(cache="")
+    for bank in (again, direct):
+        torch.testing.assert_close(
+            (bank.x_0, bank.x_1, bank.condition), (first.x_0, first.x_1, first.condition), rtol=0, atol=0
+        )
+    assert len(files()) == 1
+    other = FrozenVelocity(GaussianFlow(1.0, 0.25))
+    other.model.idle += 1
+    made(base=other)
+    made(seed=1)
+    made(num_steps=3)
+    made(rows=replace(data, x_1=data.x_1 + 1))
+    assert len(files()) == 5
+
+
+def test_a_broken_bank_is_named(data, tmp_path):
+    """Cut short on the disk: said, with what to do."""
+    builder = PairBuilder(PairsConfig("inverse", cache=str(tmp_path)), BASE)
+    builder.build(data, {}, torch.Generator().manual_seed(0))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{path.name} is broken .*: delete it"):
+        builder.build(data, {}, torch.Generator().manual_seed(0))
+
+
 BANK_ORDER = get_args(PairsName).index
 
 
@@ -153,6 +192,7 @@ BANK_ORDER = get_args(PairsName).index
             ({key: 0}, f"pairs.{key} must be at least 1, got 0")
             for key in ("num_steps", "num_candidates", "repeats", "num_pairs")
         ),
+        ({"name": "sorted", "cache": "banks"}, "'sorted' are drawn in every batch, so there is nothing to keep"),
         ({"refresh_epochs": -1}, "refresh_epochs must be >= 0, got -1"),
     ],
     ids=str,

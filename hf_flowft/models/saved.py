@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
+from ..digests import tensors_digest
 from ..repository import MAX_TENSORS, one_line, read_json, resolve_folder, weight_shapes
 from .options import TooManyTensorsError, at_most, check_known, check_options
 
@@ -99,10 +99,5 @@ def _told(entry: tuple[tuple[int, ...], bool] | None) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters and buffers: the same for the same weights in any file."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(f"{name} {flat.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """The digest of all parameters and buffers: the same for the same weights in any file."""
+    return tensors_digest(model.state_dict())

@@ -23,7 +23,7 @@ from ..training.selection import Score
 from .cells import Cells
 from .common import run_or_reuse, study_config
 from .policy_report import write_report
-from .policy_rows import CONDITIONS, ROWS
+from .policy_rows import CONDITIONS, ROWS, WITH_PAIRS
 
 SMALL = {
     "train.num_steps": 4,
@@ -115,6 +115,8 @@ def train(study: PolicyStudy, name: str, seed: int) -> dict[str, Any]:
     start = {"model.path": str(study.run_folder(row.start, seed) / "pipeline")} if row.start else {}
     folder = study.run_folder(name, seed)
     settings = {"data.path": study.data, "seed": seed, "output_dir": str(folder), **start, **row.options, **small}
+    if row.config in WITH_PAIRS and row.options.get("pairs.name") != "independent":
+        settings["pairs.cache"] = str(study.folder / "banks")
     result = run_or_reuse(study_config(row.config, settings), (KeepLast(folder),) if row.start else ())
     return {"seconds": result.results["train"]["seconds"], "improved": result.results["selection"]["improved"]}
 

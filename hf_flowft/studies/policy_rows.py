@@ -75,6 +75,8 @@ def control_of(start: str) -> str:
     return {"base": "plain", "early": "early_plain"}[start]
 
 
+WITH_PAIRS = {"pusht_bank", "pusht_gav", "pusht_few_steps"}
+"""Configs that train on pairs, a bank of which serves all rows that would make the same one."""
 FRESH: dict[str, Any] = {"pairs__name": "independent", "pairs__allow_independent": True}
 ROWS: dict[str, Row] = {
     "base": Row("base", ("few steps", "converged"), "pusht_base", steps=(4, 1, 2, 8, 16)),
@@ -89,7 +91,6 @@ ROWS: dict[str, Row] = {
     "bank_1": _mle("MLE, bank, N = 1", ("few steps",), "base", [1], (1, 2, 4)),
     "self": Row("MLE, self, random N", ("few steps",), "pusht_few_steps", "base", steps=(2, 1, 4, 8, 16), control="plain"),
     "bank_2": _mle("MLE, bank, N = 2", ("few steps",), "base", [2], (2, 1, 4)),
-    "bank_random": _mle("MLE, bank, random N", ("few steps",), "base", [1, 2, 4, 8], (2, 1, 4, 8, 16), train__num_steps=800),
     "early_plain": Row("flow matching continued", ("early",), "pusht_plain", "early", steps=(4, 1)),
     "early_bank_4": _mle("MLE, bank, N = 4", ("early",), "early", [4], (4,), train__num_steps=600),
     "early_bank_1": _mle("MLE, bank, N = 1", ("early",), "early", [1], (1, 4)),
@@ -102,7 +103,16 @@ ROWS: dict[str, Row] = {
     "mixed": _mle(
         "MLE, bank, N = 4, with the FM loss", ("converged",), "base", [4], (4,), train__num_steps=600, objective__flow_matching_weight=1.0
     ),
+    "plain_noise": Row(
+        "flow matching continued, with noise in training", ("converged",), "pusht_plain", "base",
+        {"train.augment": "gaussian:0.1+salt_pepper:0.05"}, control="plain",
+    ),
+    "plain_self": Row(
+        "flow matching continued, then MLE, self, random N", ("few steps",), "pusht_few_steps", "plain",
+        {"pairs.num_pairs": 65536, "train.num_steps": 1600}, (2, 1, 4, 8, 16), "plain",
+    ),
     "gft": Row("GFT, target measure", ("converged",), "pusht_plain", "base", {"objective.name": "gft"}, control="plain"),
+    "bank_random": _mle("MLE, bank, random N", ("few steps",), "base", [1, 2, 4, 8], (2, 1, 4, 8, 16), train__num_steps=800),
     "fresh": _mle("MLE, fresh noise", ("converged",), "base", [4], (4,), train__num_steps=600, **FRESH),
     "mlp_fresh": _gav("MLP residual, fresh noise", "mlp", **FRESH),
     "gav_fresh": _gav("GAV gradient (P1), fresh noise", "gradient", **FRESH),

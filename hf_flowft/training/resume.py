@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..objectives import GradualObjective
@@ -190,13 +187,3 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def digest(module: nn.Module, without: dict[str, Tensor]) -> str:
-    """SHA-256 of a module's tensors, except those named in `without`."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if name not in without:
-            total.update(name.encode())
-            total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()

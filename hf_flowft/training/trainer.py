@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..batch import Batch
 from ..data import FlowData
+from ..digests import tensors_digest
 from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
 from ..velocity import Velocity
@@ -253,7 +254,8 @@ class FlowTrainer:
     @cached_property
     def frozen_digest(self) -> str:
         """What the run does not train (a frozen base, a reference), as a digest: a resumed run must find it unchanged."""
-        return resume.digest(self.whole, self.weights())
+        trained = self.weights()
+        return tensors_digest({name: x for name, x in self.whole.state_dict().items() if name not in trained})
 
     @property
     def seconds(self) -> float:
