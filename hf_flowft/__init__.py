@@ -16,7 +16,7 @@ from .data import (
     load_vectors,
     write_lerobot,
 )
-from .models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
+from .models import ActionTransformer, ConditionalUNet1D, FourierUNet2DModel, VelocityMLP, ViscousFlowModel
 from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
 from .pairs import PairBuilder, PairsConfig
 from .pipelines import FlowPipeline, FlowPolicyPipeline
@@ -41,6 +41,7 @@ __all__ = [
     "FlowPolicyPipeline",
     "FlowSDEScheduler",
     "FlowTrainer",
+    "FourierUNet2DModel",
     "FrozenVelocity",
     "GradualObjective",
     "ImagesConfig",

@@ -25,6 +25,7 @@ from hf_flowft import (
     FlowPipeline,
     FlowPolicyPipeline,
     FlowSDEScheduler,
+    FourierUNet2DModel,
     ViscousFlowModel,
 )
 from hf_flowft.models.reference import BaseReference
@@ -58,6 +59,11 @@ KINDS = {
         {"condition": torch.randn(2, 4), "image_top": torch.ones(2, 2, 3, 16, 16, dtype=torch.uint8)},
     ),
     "chunks": lambda: (tiny_policies.build(ActionTransformer), FlowODEScheduler(), {"condition": torch.randn(2, 5)}),
+    "fourier": lambda: (
+        FourierUNet2DModel([1, 4, 4], channels=[2, 4], layers_per_block=1, time_dim=4, label_dim=2, num_classes=3),
+        FlowODEScheduler(),
+        LABELS,
+    ),
     "diffusion": lambda: (mlp(num_classes=0), DDIMScheduler(num_train_timesteps=100), {}),
     "residual": lambda: (
         ViscousFlowModel.from_base(unet(num_class_embeds=4), num_classes=3, hidden_dim=4, wiring="cascade"),

@@ -5,6 +5,7 @@ from .output import FlowModelOutput
 from .reference import BaseReference
 from .transformer1d import ActionTransformer
 from .unet1d import ConditionalUNet1D
+from .unet_fourier import FourierUNet2DModel
 from .viscosity import ViscousFlowModel
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "BaseReference",
     "ConditionalUNet1D",
     "FlowModelOutput",
+    "FourierUNet2DModel",
     "VelocityMLP",
     "ViscousFlowModel",
 ]

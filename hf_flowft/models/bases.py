@@ -12,8 +12,11 @@ from .mlp import VelocityMLP
 from .options import check_known, check_options
 from .transformer1d import ActionTransformer
 from .unet1d import ConditionalUNet1D
+from .unet_fourier import FourierUNet2DModel
 
-BASES = {cls.__name__: cls for cls in (VelocityMLP, UNet2DModel, ConditionalUNet1D, ActionTransformer)}
+BASES = {
+    cls.__name__: cls for cls in (VelocityMLP, UNet2DModel, FourierUNet2DModel, ConditionalUNet1D, ActionTransformer)
+}
 
 
 def build_base(config: Mapping[str, Any]) -> ModelMixin:

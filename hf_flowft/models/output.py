@@ -23,9 +23,9 @@ def check_inputs(config: Any, sample: Tensor, class_labels: Tensor | None, condi
         raise ValueError(f"this model takes samples of shape (batch, *{shape}), got {tuple(sample.shape)}.")
     given = {"num_classes": ("class_labels", class_labels), "condition_dim": ("condition", condition)}
     for option, (key, value) in given.items():
-        if (value is not None) != bool(config[option]):
+        if (value is not None) != bool(config.get(option)):
             verb = "be" if value is None else "not be"
-            raise ValueError(f"{option} is {config[option]}, so {key} must {verb} given.")
-    wanted = (len(sample), config.condition_dim)
+            raise ValueError(f"{option} is {config.get(option, 0)}, so {key} must {verb} given.")
+    wanted = (len(sample), config.get("condition_dim"))
     if condition is not None and condition.shape != wanted:
         raise ValueError(f"condition must have shape {wanted}, got {tuple(condition.shape)}.")

@@ -12,7 +12,7 @@ import diffusers
 import torch
 
 from ..conventions import NUM_TRAIN_TIMESTEPS
-from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
+from ..models import ActionTransformer, ConditionalUNet1D, FourierUNet2DModel, VelocityMLP, ViscousFlowModel
 from ..models.options import check_options
 from ..models.saved import load_model
 from ..repository import one_line, read_json, shown
@@ -20,7 +20,15 @@ from ..schedulers import FlowODEScheduler, FlowSDEScheduler
 
 OWN_CLASSES = {
     cls.__name__: cls
-    for cls in (VelocityMLP, ConditionalUNet1D, ActionTransformer, ViscousFlowModel, FlowODEScheduler, FlowSDEScheduler)
+    for cls in (
+        VelocityMLP,
+        FourierUNet2DModel,
+        ConditionalUNet1D,
+        ActionTransformer,
+        ViscousFlowModel,
+        FlowODEScheduler,
+        FlowSDEScheduler,
+    )
 }
 """The components of this package."""
 KNOWN_CLASSES = OWN_CLASSES | {
