@@ -22,7 +22,7 @@ OUT_OF_MEMORY = (
     "the device is out of memory: set train.gradient_checkpointing to true, raise train.gradient_accumulation_steps (the batch stays the same), lower "
     "eval.batch_size, and keep the frozen weights in half precision (model.dtype bfloat16); --plan tells what a text-to-image run needs."
 )
-STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "benchmark")
+STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "mnist", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("name", choices=STUDIES)
     study.add_argument("--out", help="folder of the study; default runs/NAME")
     study.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
-    study.add_argument("--data", help="policy: a LeRobotDataset of Push-T, folder or Hub id; without it one is planned")
+    study.add_argument(
+        "--data",
+        help="policy: a LeRobotDataset of Push-T (folder or Hub id; planned without it); mnist: the folder it names",
+    )
     demo = _verb(verbs, "demo", "digits: pretrain, fine-tune by every method, compare", _demo)
     demo.add_argument("--out", default="runs/demo")
     demo.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
@@ -258,8 +261,8 @@ def empty_folder(name: str) -> Path:
 def _study(options: argparse.Namespace, settings: list[str]) -> None:
     from importlib import import_module
 
-    if options.data and options.name != "policy":
-        raise ValueError(f"--data is for the study policy; the study {options.name} has its own data.")
+    if options.data and options.name not in ("policy", "mnist"):
+        raise ValueError(f"--data is for the studies policy and mnist; the study {options.name} has its own data.")
     study = import_module(f".studies.{options.name}", __package__)
     given = {"data": options.data} if options.data else {}
     study.main(Path(options.out or f"runs/{options.name}"), quick=options.quick, **given)
