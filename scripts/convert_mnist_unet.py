@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from hf_flowft import FlowODEScheduler, FlowPipeline
@@ -58,7 +59,7 @@ def convert(checkpoint: Path) -> FlowPipeline:
     if wrong:
         raise ValueError(f"{checkpoint} holds another network: {len(wrong)} tensors differ, such as {wrong[0]!r}.")
     model.load_state_dict(weights)
-    return FlowPipeline(model.eval(), FlowODEScheduler(), DESCRIPTION)
+    return FlowPipeline(model.eval(), FlowODEScheduler(), DESCRIPTION, {"class_labels": torch.arange(10)})
 
 
 if __name__ == "__main__":

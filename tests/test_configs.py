@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageColumn
+from PIL import Image
 from tiny import SMALL_RUN, kind_of, pretrained
 from tiny_policies import stand_in, untrained
 
-from hf_flowft import Callback, FlowPipeline, FlowPolicyPipeline, Run, load_config
+from hf_flowft import Callback, FlowODEScheduler, FlowPipeline, FlowPolicyPipeline, FourierUNet2DModel, Run, load_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -34,6 +37,14 @@ def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     for kind in ("toy", "digits"):
         pretrained(kind).save_pretrained(folder / kind)
+    rows = {"image": [Image.new("L", (8, 8), 9 * i) for i in range(28)] * 10, "label": [i % 10 for i in range(280)]}
+    features = Features({"image": ImageColumn(), "label": ClassLabel(num_classes=10)})
+    (folder / "pictures").mkdir()
+    Dataset.from_dict(rows, features).to_parquet(folder / "pictures" / "train.parquet")
+    network = FourierUNet2DModel([1, 8, 8], channels=[2, 4], layers_per_block=1, time_dim=4, label_dim=2)
+    description = {"event_shape": [1, 8, 8], "normalisation": {"mean": 127.5, "std": 127.5}, "is_image": True}
+    labels = {"class_labels": torch.arange(10)}
+    FlowPipeline(network, FlowODEScheduler(), description, labels).save_pretrained(folder / "images")
     return folder
 
 
@@ -78,10 +89,13 @@ def test_it_says_what_it_is_and_where_its_base_comes_from(path):
     assert path.read_text().startswith("# ")
     assert config.output_dir == f"runs/{path.stem}"
     base = getattr(config.model, "path", "")
-    if base:
+    if base.startswith("runs/"):
         made_by = loaded(FOLDER / f"{Path(base).parts[1]}.yaml")
         assert base == f"{made_by.output_dir}/pipeline"
         assert kind_of(made_by) == kind_of(config)
+    elif base:
+        assert base.startswith("checkpoints/")
+        assert "scripts/convert_" in (FOLDER / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -93,6 +107,8 @@ def test_it_trains_and_writes_everything(path, bases, tmp_path):
         smaller += policy_words(path, bases)
     elif getattr(config.model, "path", ""):
         smaller.append(f"--model.path={bases / kind_of(config)}")
+        if kind_of(config) == "images":
+            smaller.append(f"--data.path={bases / 'pictures'}")
     folder = tmp_path / "run"
     config = load_config(path, [*SMALL_RUN, *smaller, f"--output_dir={folder}"])
     watch = Watch()

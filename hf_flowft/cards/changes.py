@@ -50,10 +50,14 @@ def changes_section(results: dict[str, Any]) -> str:
 
 def _how(results: dict[str, Any]) -> str:
     draws, single = results["evaluation"]["num_repeats"], "counts from a fiftieth of the base's value on"
-    if draws == 1:
+    episodes = max(entry.get("repeats", 1) for entry in results["metrics"]["result"].values()) > draws
+    if draws == 1 and not episodes:
         return f"Result minus base, from one noise draw: nothing is known of the errors, so a difference {single}."
+    both = f"both over the same {draws} noise draws"
+    if episodes:
+        both = f"rewards episode by episode from the same starts, the others over the same {draws} noise draws"
     return (
-        f"Result minus base, both over the same {draws} noise draws. A difference counts when it exceeds two standard errors of the paired "
+        f"Result minus base, {both}. A difference counts when it exceeds two standard errors of the paired "
         f"differences (with Student's t, since draws are few); one of a number that was drawn once {single}. How much other held-out samples would "
         "have changed the numbers is not part of the errors."
     )

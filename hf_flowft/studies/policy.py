@@ -73,6 +73,8 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3, epis
         else:
             with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
                 pool.starmap(partial(measure, study), work, chunksize=1)
+    for steps in ROWS["base"].steps:
+        study.cells().get_or_run(f"latency/{steps}", partial(latency, study.run_folder("base", 0), steps))
     write_report(folder, ROWS, seeds, study.cells(), episodes)
 
 
@@ -143,8 +145,20 @@ def trained_policy(run: Path, last: bool) -> FlowPolicyPipeline:
     return pipeline
 
 
+def latency(run: Path, steps: int) -> dict[str, Any]:
+    """How long the policy of a run takes for a decision: the median of an episode that is played alone."""
+    entry = roll_out(trained_policy(run, last=False), "clean", steps, 0, 1, {}, num_envs=1)
+    return {"milliseconds": 1e3 * entry["seconds_per_call"]["value"]}
+
+
 def roll_out(
-    pipeline: FlowPolicyPipeline, condition: str, steps: int, seed: int, episodes: int, sampling: dict[str, Any]
+    pipeline: FlowPolicyPipeline,
+    condition: str,
+    steps: int,
+    seed: int,
+    episodes: int,
+    sampling: dict[str, Any],
+    num_envs: int = 100,
 ) -> dict[str, Any]:
     """One cell: success, reached reward and jerk of the test episodes."""
     result = rollout(
@@ -155,7 +169,7 @@ def roll_out(
         action_horizon=pipeline.action_horizon,
         corruption=CONDITIONS[condition],
         normalisation=pipeline.description["observation_normalisation"],
-        num_envs=100,
+        num_envs=num_envs,
         seed=seed,
     )
     return result.summary()

@@ -16,6 +16,7 @@ from .cells import Cells
 from .policy_rows import CONDITIONS, GROUPS, Group, Row
 
 REWARD = "max_reward"
+NOISES = [condition for condition in CONDITIONS if condition.startswith(("gaussian", "salt-pepper"))]
 
 
 class Estimate(NamedTuple):
@@ -72,6 +73,22 @@ class Found(NamedTuple):
         both = sorted(set(ours) & set(theirs))
         return estimate([ours[seed] - theirs[seed] for seed in both]) if both else None
 
+    def lost(self, name: str, steps: int) -> Estimate | None:
+        """Clean minus the mean over the noises of the sensors, episode by episode on the same starts."""
+        noisy = [self.episodes(name, condition, steps, REWARD) for condition in NOISES]
+        clean = self.episodes(name, "clean", steps, REWARD)
+        both = sorted(set(clean).intersection(*noisy))
+        return (
+            estimate([clean[seed] - np.mean([found[seed] for found in noisy], axis=0) for seed in both])
+            if both
+            else None
+        )
+
+    def latency(self, steps: int) -> str:
+        """Milliseconds of a decision of the base."""
+        cell = f"latency/{steps}"
+        return f"{self.cells.get_or_run(cell, dict)['milliseconds']:.1f}" if cell in self.cells else "-"
+
     def training(self, name: str, start: str) -> tuple[str, str]:
         """Seconds of training, and of how many seeds the validation rollouts chose the end over the start, where there is one."""
         names = [f"{name}-{seed}/training" for seed in range(self.seeds)]
@@ -92,7 +109,8 @@ def write_report(folder: Path, rows: Mapping[str, Row], seeds: int, cells: Cells
         f"{seeds} training seeds, {episodes} test starts each, the same for all rows. Mean reached reward ± standard error (the larger of that between "
         "seeds and that over all episodes) unless another number is named; bold differences are beyond two standard errors. The numbers are those of "
         "the weights a run ends with; *chosen* says how often rollouts from validation starts preferred them to the start, which the run returns "
-        "otherwise.",
+        "otherwise; *lost to noise* is clean minus the mean over the four noises. Seconds are those of training, two runs at a time; a bank of pairs "
+        "is made once a seed and shared by the rows that would make the same.",
     ]
     for group in GROUPS:
         inside = {name: row for name, row in kept.items() if group in row.groups}
@@ -119,6 +137,7 @@ def few_steps(found: Found, rows: Mapping[str, Row]) -> str:
         lines.append(
             [row.title, *found.training(name, row.start), *(str(cell or "-") for cell in cells), signed(gains[0])]
         )
+    lines.append(["*milliseconds of a decision*", "-", "-", *(found.latency(n) for n in counts), "-"])
     header = ["policy", "seconds", "chosen", *(f"N = {n}" for n in counts), "gain at its N"]
     return markdown_table(header, lines)
 
@@ -132,13 +151,34 @@ def robustness(found: Found, rows: Mapping[str, Row]) -> str:
         jerk = found.estimate(name, "clean", steps, "jerk")
         noisy = [found.estimate(name, condition, steps) for condition in CONDITIONS if condition != "clean"]
         gain = found.gain(name, row.control, "clean", (steps, 4)) if row.control else None
+        lost = found.lost(name, steps)
         texts = [str(entry or "-") for entry in (*clean, *noisy)]
         smooth = f"{1e3 * jerk.value:.2f}" if jerk else "-"
         lines.append(
-            [row.title, str(steps), *found.training(name, row.start), *texts[:2], signed(gain), smooth, *texts[2:]]
+            [
+                row.title,
+                str(steps),
+                *found.training(name, row.start),
+                *texts[:2],
+                signed(gain),
+                smooth,
+                *texts[2:],
+                str(lost or "-"),
+            ]
         )
     noisy_names = [name for name in CONDITIONS if name != "clean"]
-    header = ["policy", "N", "seconds", "chosen", "success", "reward", "gain", "1000 x jerk", *noisy_names]
+    header = [
+        "policy",
+        "N",
+        "seconds",
+        "chosen",
+        "success",
+        "reward",
+        "gain",
+        "1000 x jerk",
+        *noisy_names,
+        "lost to noise",
+    ]
     return markdown_table(header, lines)
 
 

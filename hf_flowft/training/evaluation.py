@@ -79,7 +79,7 @@ class Evaluator:
     """Scores velocities on one data set, always with the same noise.
 
     Args: `data`; `config`; `seed`: of the noise; `shift`: of the sampler's grid; `features`: (n, *event) -> (n, k), for `frechet`; `metric`: a
-    user's own metric instead of the named ones; `rollouts`: (velocity, split, num_steps, repeat) -> one minus the reward, for policies;
+    user's own metric instead of the named ones; `rollouts`: (velocity, split, num_steps, repeat) -> one minus the reward of each episode, for policies;
     `predicts`, `scheduler`: of the objective: what the networks have learned.
     """
 
@@ -91,7 +91,7 @@ class Evaluator:
         shift: float = 1.0,
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
-        rollouts: Callable[[Velocity, str, int, int], float] | None = None,
+        rollouts: Callable[[Velocity, str, int, int], list[float]] | None = None,
         predicts: Prediction = "velocity",
         scheduler: Any = None,
     ):
@@ -162,10 +162,14 @@ class Evaluator:
         """One sample for each held-out row, under its condition, from noise keyed by the repeat."""
         return self.sampler(velocity, self._noise(held_out, repeat), held_out.condition, num_steps)
 
-    def distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
-        """The metric of one repeat on a split at a number of steps."""
+    def distances(self, velocity: Velocity, split: str, num_steps: int) -> list[float]:
+        """The metric on a split at a number of steps: a number for each repeat, or for each episode; the same ones for every model."""
+        repeats = range(self.config.num_repeats)
         if self.rollouts is not None:
-            return self.rollouts(velocity, split, num_steps, repeat)
+            return [value for repeat in repeats for value in self.rollouts(velocity, split, num_steps, repeat)]
+        return [self._distance(velocity, split, num_steps, repeat) for repeat in repeats]
+
+    def _distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
         held_out = self.held_out(split)
         if self.metric_name == "held_out_loss":
             return self._held_out_loss(velocity, held_out, repeat)
@@ -213,8 +217,8 @@ class Evaluator:
 
     def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
         steps = self.select_steps[:1] if self.metric_name == "held_out_loss" else self.select_steps
-        rows = [[self.distance(velocity, split, n, repeat) for n in steps] for repeat in range(self.config.num_repeats)]
-        return [sum(row) / len(row) for row in rows]
+        columns = [self.distances(velocity, split, n) for n in steps]
+        return [sum(row) / len(row) for row in zip(*columns, strict=True)]
 
     def settings(self) -> dict[str, Any]:
         """What the report depends on beside the model and the data; runs with the same can stand side by side."""
@@ -247,11 +251,11 @@ class Evaluator:
         if self.rollouts is not None:
             count = self.config.episodes * self.config.num_repeats
         if self.metric_name == "held_out_loss":
-            values = [self.distance(velocity, split, 1, repeat) for repeat in range(self.config.num_repeats)]
+            values = self.distances(velocity, split, 1)
             return {f"{domain}/held_out_loss": {**mean_and_error(values), "count": count, "direction": "lower"}}
         result = {}
         for n in self.report_steps:
-            values = [self.distance(velocity, split, n, repeat) for repeat in range(self.config.num_repeats)]
+            values = self.distances(velocity, split, n)
             result[f"{domain}/{self.metric_name}@{n}"] = {
                 **mean_and_error(values),
                 "count": count,

@@ -23,7 +23,7 @@ STARTS: Mapping[str, str] = {"train": "validation", "validation": "validation", 
 
 
 class Rollouts:
-    """(velocity, split, num_steps, repeat) -> one minus the mean reached reward, over `config.episodes` starts of its own for each repeat.
+    """(velocity, split, num_steps, repeat) -> one minus the reached reward of each of `config.episodes` episodes; every repeat has starts of its own.
 
     Args: `config`: names environment and solver; `pipeline`: makes the pipeline of a model; `seed`: of the policy's noise.
     Raises: ValueError when the pipeline is no policy.
@@ -33,7 +33,7 @@ class Rollouts:
         self.config, self.pipeline, self.seed = config, pipeline, seed
 
     @torch.no_grad()
-    def __call__(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
+    def __call__(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> list[float]:
         """See the class.  Raises: ValueError for a split of other tasks, which this environment does not show."""
         if split not in STARTS:
             raise ValueError(
@@ -41,7 +41,7 @@ class Rollouts:
             )
         policy, options = self._policy(velocity, num_steps)
         seeds = initial_seeds(STARTS[split], self.config.episodes, repeat * self.config.episodes)
-        return 1 - float(rollout(policy, self.config.environment, seeds, **options).max_reward.mean())
+        return (1 - rollout(policy, self.config.environment, seeds, **options).max_reward).tolist()
 
     @torch.no_grad()
     def film(self, velocity: Velocity, num_steps: int, folder: Path) -> list[Path]:

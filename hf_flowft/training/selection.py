@@ -15,7 +15,7 @@ class Selection:
     """The candidates seen so far; the first one is the base.
 
     A candidate is eligible when it keeps within the forgetting limit; the best eligible one is returned if it beats the base by more than
-    `min_delta` standard errors of the paired difference over the repeats, and the base otherwise.
+    `min_delta` standard errors of the paired difference over the repeats (of a policy: over the episodes), and the base otherwise.
     """
 
     config: EvalConfig

@@ -109,7 +109,7 @@ class EvalConfig:
     """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
     reached reward, from validation starts, and from test starts in the report. Reconstruction and loss are no proxies for control."""
     episodes: int = 25
-    """Rollouts of one repeat."""
+    """Rollouts of one repeat; policies are compared episode by episode, from the same starts."""
     every: int = 100
     """Steps between evaluations."""
     solver: str = "euler"

@@ -67,7 +67,7 @@ class FlowTrainer:
         null_condition: dict[str, float] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
-        rollouts: Callable[[Velocity, str, int, int], float] | None = None,
+        rollouts: Callable[[Velocity, str, int, int], list[float]] | None = None,
         callbacks: Sequence[Callback] = (),
         identity: dict[str, Any] | None = None,
     ):
