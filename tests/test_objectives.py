@@ -310,6 +310,17 @@ def test_diagonal_covariance_weighs_each_coordinate(generator):
     torch.testing.assert_close(loss, ((batch.x_1 - batch.x_0).square() / torch.tensor([0.5, 2.0])).mean())
 
 
+def test_the_pseudo_huber_distance(generator):
+    """sqrt(||e||^2 + c^2) - c of each sample with c = 0.00054 sqrt(d), over sqrt(d): near zero a square, far away a norm."""
+    objective, batch = reconstruction(generator, distance="huber")
+    loss, logs = objective(Velocity(Still()), batch, 0, generator)
+    error = (batch.x_1 - batch.x_0).double()
+    c = 0.00054 * math.sqrt(error[0].numel())
+    expected = (torch.sqrt(error.square().sum(dim=1) + c**2) - c) / math.sqrt(error[0].numel())
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+    assert logs["reconstruction"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+
 def test_the_learned_covariance_is_the_mean_square_error(generator):
     """The minimum over s^2 is s_i^2 = E e_i^2, where the loss is the mean of (1 + log E e_i^2) / 2."""
     objective, batch = reconstruction(generator, covariance="learned", event_shape=[2])
@@ -389,6 +400,8 @@ def test_independent_pairs_collapse_to_the_mean_and_a_bank_does_not():
         ),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_steps": []}, "num_steps must name at least one"),
+        ({"distance": "l1"}, "unknown distance 'l1'; choose one of squared, huber"),
+        ({"distance": "huber", "covariance": "learned"}, "distance huber has no covariance: choose covariance scalar, not 'learned'"),
         ({"covariance": "full"}, "unknown covariance 'full'; choose one of scalar, diagonal, learned"),
         ({"covariance": "diagonal"}, "needs the variance of each coordinate"),
         ({"solver": "dopri5"}, "unknown fixed-step solver 'dopri5'"),

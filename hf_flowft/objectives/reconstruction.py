@@ -21,7 +21,10 @@ from .gradual import GradualObjective
 from .words import pairs_words, temperature_words
 
 Covariance = Literal["scalar", "diagonal", "learned"]
+Distance = Literal["squared", "huber"]
 VARIANCE_FLOOR = 1e-6
+HUBER = 0.00054
+"""c of the pseudo-Huber distance for each coordinate (Song and Dhariwal 2023, section 3.3: 0.00054 sqrt(d) for all)."""
 
 
 class ReconstructionObjective(Objective):
@@ -31,14 +34,17 @@ class ReconstructionObjective(Objective):
         diagonal  mean of e_i^2 / s_i^2 with a fixed `variance` s^2
         learned   mean of (e_i^2 / s_i^2 + log s_i^2) / 2, s_i^2 > 1e-6 trained with the model
 
+    Distance `huber` takes (mean of e_i^2 + c^2)^(1/2) - c of each sample instead, c = 0.00054: it counts a sample by how far off it is rather than by
+    the square of that (Song and Dhariwal 2023, arXiv 2310.14189, divided by sqrt(d)).
+
     Batches bring their own `x_0` from a bank of pairs (see `pairs`); a `coupling` instead pairs fresh noise in every batch, which harms on
     multi-modal data; the independent coupling is refused unless `allow_independent`, because E[x_1 | x_0, c] is then the mean.
 
     Args: `num_steps`: N, or several of which one is drawn at every step (a model trained at one N is bad at the others);
     `solver`: a fixed-step method; `shift`: the scheduler's, so that training and sampling use one grid;
-    `gradient`, `last_steps`: see `gradients.solve`; `variance`: (*event), for `diagonal`; `event_shape`: for `learned`;
+    `distance`: squared, or huber (scalar covariance only); `gradient`, `last_steps`: see `gradients.solve`; `variance`: (*event), for `diagonal`; `event_shape`: for `learned`;
     `mixture`, `mixture_weight`: another objective (flow matching, GFT) added to the loss.
-    Raises: ValueError for N < 1, independent pairs, or an unknown covariance or solver.
+    Raises: ValueError for N < 1, independent pairs, an unknown covariance, distance or solver, or a covariance beside huber.
     """
 
     name = "mle"
@@ -61,6 +67,7 @@ class ReconstructionObjective(Objective):
         gradient: GradientMode = "direct",
         last_steps: int = 1,
         covariance: Covariance = "scalar",
+        distance: Distance = "squared",
         variance: Tensor | None = None,
         event_shape: Sequence[int] = (),
         coupling: Coupling | None = None,
@@ -76,13 +83,17 @@ class ReconstructionObjective(Objective):
             )
         if covariance not in get_args(Covariance):
             raise ValueError(f"unknown covariance {covariance!r}; choose one of {', '.join(get_args(Covariance))}.")
+        if distance not in get_args(Distance):
+            raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(get_args(Distance))}.")
+        if distance == "huber" and covariance != "scalar":
+            raise ValueError(f"distance huber has no covariance: choose covariance scalar, not {covariance!r}.")
         tableau(solver)
         counts = [num_steps] if isinstance(num_steps, int) else list(num_steps)
         self.grids = [time_grid(n, shift) for n in counts]
         if not self.grids:
             raise ValueError("num_steps must name at least one number of steps.")
         self.solver, self.gradient, self.last_steps = solver, gradient, last_steps
-        self.covariance, self.coupling = covariance, coupling
+        self.covariance, self.distance, self.coupling = covariance, distance, coupling
         self.mixture, self.mixture_weight = mixture, mixture_weight
         self.prefetch = (coupling is not None and coupling.expensive) or (mixture is not None and mixture.prefetch)
         if covariance == "diagonal":
@@ -131,6 +142,8 @@ class ReconstructionObjective(Objective):
         return loss, logs
 
     def _likelihood(self, squares: Tensor) -> Tensor:
+        if self.distance == "huber":
+            return ((squares.flatten(1).mean(dim=1) + HUBER**2).sqrt() - HUBER).mean()
         if self.covariance == "scalar":
             return squares.mean()
         if self.covariance == "diagonal":
@@ -153,6 +166,8 @@ class ReconstructionConfig:
     """truncated: steps the gradient goes through."""
     covariance: Covariance = "scalar"
     """scalar: plain squared error; diagonal: divided by the data's variance; learned: trained with the model."""
+    distance: Distance = "squared"
+    """squared: squared error; huber: pseudo-Huber, which grows with the error rather than with its square (scalar covariance only)."""
     flow_matching_weight: float = 0.0
     """Weight of a flow-matching loss, with the base's coupling, beside the reconstruction."""
     anchor_weight: float = 0.0
@@ -175,6 +190,7 @@ class ReconstructionConfig:
             gradient=self.gradient,
             last_steps=self.last_steps,
             covariance=self.covariance,
+            distance=self.distance,
             variance=context.variance,
             event_shape=context.event_shape,
             coupling=in_batch.get(context.pairs.name),
@@ -190,7 +206,7 @@ class ReconstructionConfig:
         gradient = f"through the last {self.last_steps} steps" if self.gradient == "truncated" else f"`{self.gradient}`"
         text = (
             f"MLE of reconstructions: the `{self.solver}` solver runs inside the loss, with {several}, and where it ends is fitted to the paired data "
-            f"point ({self.covariance} covariance, gradient {gradient}). {pairs_words(context.pairs)}"
+            f"point ({self.distance if self.distance == 'huber' else self.covariance + ' covariance'}, gradient {gradient}). {pairs_words(context.pairs)}"
         )
         if self.flow_matching_weight:
             return f"{text} Flow matching is added with weight {self.flow_matching_weight:g}."
