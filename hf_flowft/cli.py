@@ -22,7 +22,7 @@ OUT_OF_MEMORY = (
     "the device is out of memory: set train.gradient_checkpointing to true, raise train.gradient_accumulation_steps (the batch stays the same), lower "
     "eval.batch_size, and keep the frozen weights in half precision (model.dtype bfloat16); --plan tells what a text-to-image run needs."
 )
-STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "mnist", "benchmark")
+STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "mnist", "captions", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
     study.add_argument(
         "--data",
-        help="policy: a LeRobotDataset of Push-T (folder or Hub id; planned without it); mnist: the folder it names",
+        help="policy: a LeRobotDataset of Push-T (folder or Hub id; planned without it); mnist, captions: a folder with images/mnist.npz",
     )
     demo = _verb(verbs, "demo", "digits: pretrain, fine-tune by every method, compare", _demo)
     demo.add_argument("--out", default="runs/demo")
@@ -261,8 +261,10 @@ def empty_folder(name: str) -> Path:
 def _study(options: argparse.Namespace, settings: list[str]) -> None:
     from importlib import import_module
 
-    if options.data and options.name not in ("policy", "mnist"):
-        raise ValueError(f"--data is for the studies policy and mnist; the study {options.name} has its own data.")
+    if options.data and options.name not in ("policy", "mnist", "captions"):
+        raise ValueError(
+            f"--data is for the studies policy, mnist and captions; the study {options.name} has its own data."
+        )
     study = import_module(f".studies.{options.name}", __package__)
     given = {"data": options.data} if options.data else {}
     study.main(Path(options.out or f"runs/{options.name}"), quick=options.quick, **given)

@@ -167,7 +167,9 @@ def test_a_study_is_given_its_demonstrations(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(policy_study, "main", lambda folder, **options: given.update(options))
     assert main(["study", "policy", "--data", "user/demonstrations", "--out", str(tmp_path)]) == 0
     assert given == {"quick": False, "data": "user/demonstrations"}
-    refused(capsys, "--data is for the studies policy and mnist", "study", "toy", "--data", "user/demonstrations")
+    refused(
+        capsys, "--data is for the studies policy, mnist and captions", "study", "toy", "--data", "user/demonstrations"
+    )
 
 
 def test_a_method_is_not_another(words, capsys):

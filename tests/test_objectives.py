@@ -401,7 +401,10 @@ def test_independent_pairs_collapse_to_the_mean_and_a_bank_does_not():
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_steps": []}, "num_steps must name at least one"),
         ({"distance": "l1"}, "unknown distance 'l1'; choose one of squared, huber"),
-        ({"distance": "huber", "covariance": "learned"}, "distance huber has no covariance: choose covariance scalar, not 'learned'"),
+        (
+            {"distance": "huber", "covariance": "learned"},
+            "distance huber has no covariance: choose covariance scalar, not 'learned'",
+        ),
         ({"covariance": "full"}, "unknown covariance 'full'; choose one of scalar, diagonal, learned"),
         ({"covariance": "diagonal"}, "needs the variance of each coordinate"),
         ({"solver": "dopri5"}, "unknown fixed-step solver 'dopri5'"),

@@ -17,7 +17,8 @@ from hf_flowft.studies import policy as study
 from hf_flowft.studies import tasks as tasks_study
 from hf_flowft.studies.cells import Cells
 from hf_flowft.studies.common import study_config
-from hf_flowft.studies.policy_report import Found, estimate, signed
+from hf_flowft.studies.estimates import over_episodes
+from hf_flowft.studies.policy_report import Found, signed
 from hf_flowft.training.rollouts import Rollouts
 
 pytest.importorskip("gym_pusht", reason="the simulators of hf_flowft[policy] are not installed")
@@ -90,9 +91,9 @@ def test_rollouts_are_those_of_the_policy(place):
 def test_means_over_seeds_and_episodes():
     """The error is the larger of that between the seeds' means and that of all episodes together."""
     apart = [np.array([0.2, 0.2]), np.array([0.4, 0.4]), np.array([0.9, 0.9])]
-    assert estimate(apart) == pytest.approx((0.5, np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3), 3))
+    assert over_episodes(apart) == pytest.approx((0.5, np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3), 3))
     alike = [np.array([0.0, 1.0]), np.array([1.0, 0.0])]
-    assert estimate(alike) == pytest.approx((0.5, np.std([0, 1, 1, 0], ddof=1) / 2, 2))
+    assert over_episodes(alike) == pytest.approx((0.5, np.std([0, 1, 1, 0], ddof=1) / 2, 2))
 
 
 def test_a_gain_is_paired_by_start(tmp_path):

@@ -30,8 +30,12 @@ class StableDiffusion3(LatentFamily):
 
     def encode_text(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """See `LatentFamily`."""
+        taken = getattr(
+            pipeline.tokenizer_3, "model_max_length", self.text_length
+        )  # of a T5 that is there, and reads less
+        length = min(self.text_length, taken)
         embeds, _, pooled, _ = pipeline.encode_prompt(
-            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.text_length
+            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=length
         )
         return text_rows(encoder_hidden_states=embeds, pooled_projections=pooled)
 

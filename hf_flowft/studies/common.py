@@ -32,16 +32,22 @@ def study_config(name: str, overrides: dict[str, Any]) -> RunConfig:
     )
 
 
+def is_finished(config: RunConfig) -> bool:
+    """Whether a run is there.  Raises: ValueError when its folder holds one with other settings."""
+    folder = Path(config.output_dir)
+    settings = folder / "config.yaml"
+    if settings.is_file() and load_config(settings).as_dict() != config.as_dict():
+        raise ValueError(f"{folder} holds a run with other settings: delete it, or give the study another folder.")
+    return (folder / "results.json").is_file()
+
+
 def run_or_reuse(config: RunConfig, callbacks: tuple[Callback, ...] = ()) -> RunResult:
     """Run a config under `callbacks`, resume what an earlier call began, or read what it finished.
 
     Raises: ValueError when the folder holds a run with other settings; KeyboardInterrupt when the run was asked to stop.
     """
     folder = Path(config.output_dir)
-    settings = folder / "config.yaml"
-    if settings.is_file() and load_config(settings).as_dict() != config.as_dict():
-        raise ValueError(f"{folder} holds a run with other settings: delete it, or give the study another folder.")
-    if (folder / "results.json").is_file():
+    if is_finished(config):
         tqdm.write(f"{folder.name}: reusing what is there")
         return RunResult(
             FlowPipeline.from_pretrained(folder / "pipeline"), read_results(folder / "results.json"), folder

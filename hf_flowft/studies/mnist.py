@@ -22,8 +22,8 @@ from ..tables import markdown_table
 from ..velocity import Velocity
 from .cells import Cells
 from .common import run_or_reuse, study_config
+from .estimates import Estimate, over_seeds
 from .mnist_judge import STEPS, TIMES, Judge, write_digits
-from .policy_report import Estimate
 
 OT: dict[str, Any] = {"pairs.name": "ot_output", "objective.num_steps": [4], "eval.select_num_steps": [4]}
 METHODS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -73,13 +73,7 @@ def summary(cells: Cells, seeds: int) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
     for name in TITLES:
         entries = [cells.get_or_run(f"{name}-{seed}", dict) for seed in range(seeds)]
-        values = {
-            key: torch.tensor([float(entry[key]) for entry in entries], dtype=torch.float64) for key in entries[0]
-        }
-        found[name] = {
-            key: Estimate(x.mean().item(), x.std().item() / len(x) ** 0.5 if len(x) > 1 else 0.0, len(x))
-            for key, x in values.items()
-        }
+        found[name] = {key: over_seeds([entry[key] for entry in entries]) for key in entries[0]}
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,34 +12,11 @@ from ..figures import COLOURS, new_figure, save_figure
 from ..results import environment, write_json
 from ..tables import markdown_table
 from .cells import Cells
+from .estimates import Estimate, over_episodes
 from .policy_rows import CONDITIONS, GROUPS, Group, Row
 
 REWARD = "max_reward"
 NOISES = [condition for condition in CONDITIONS if condition.startswith(("gaussian", "salt-pepper"))]
-
-
-class Estimate(NamedTuple):
-    """A mean over training seeds and test episodes, its standard error, and the number of seeds."""
-
-    value: float
-    stderr: float
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.stderr:.3f}"
-
-
-def estimate(episodes: list[np.ndarray]) -> Estimate:
-    """The mean of a number over training seeds, and its standard error.
-
-    Args: `episodes`: for each seed the values of its episodes. The error is the larger of that between the seeds' means and that of all episodes
-    as if the seeds did not matter: with three seeds either alone may be too small by chance.
-    """
-    means = [float(values.mean()) for values in episodes]
-    pooled = np.concatenate(episodes)
-    within = float(pooled.std(ddof=1)) / math.sqrt(len(pooled)) if len(pooled) > 1 else 0.0
-    between = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return Estimate(float(np.mean(means)), max(within, between), len(means))
 
 
 class Found(NamedTuple):
@@ -62,7 +38,7 @@ class Found(NamedTuple):
     def estimate(self, name: str, condition: str, steps: int, metric: str = REWARD) -> Estimate | None:
         """Over the seeds that are there; None where there is none."""
         found = self.episodes(name, condition, steps, metric)
-        return estimate(list(found.values())) if found else None
+        return over_episodes(list(found.values())) if found else None
 
     def gain(
         self, name: str, control: str, condition: str, steps: tuple[int, int], metric: str = REWARD
@@ -71,7 +47,7 @@ class Found(NamedTuple):
         ours = self.episodes(name, condition, steps[0], metric)
         theirs = self.episodes(control, condition, steps[1], metric)
         both = sorted(set(ours) & set(theirs))
-        return estimate([ours[seed] - theirs[seed] for seed in both]) if both else None
+        return over_episodes([ours[seed] - theirs[seed] for seed in both]) if both else None
 
     def lost(self, name: str, steps: int) -> Estimate | None:
         """Clean minus the mean over the noises of the sensors, episode by episode on the same starts."""
@@ -79,7 +55,7 @@ class Found(NamedTuple):
         clean = self.episodes(name, "clean", steps, REWARD)
         both = sorted(set(clean).intersection(*noisy))
         return (
-            estimate([clean[seed] - np.mean([found[seed] for found in noisy], axis=0) for seed in both])
+            over_episodes([clean[seed] - np.mean([found[seed] for found in noisy], axis=0) for seed in both])
             if both
             else None
         )

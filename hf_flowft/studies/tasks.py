@@ -17,7 +17,8 @@ from ..results import environment, write_json
 from ..tables import markdown_table
 from .cells import Cells
 from .common import run_or_reuse, study_config
-from .policy_report import Estimate, Found, estimate
+from .estimates import Estimate, over_episodes
+from .policy_report import Found
 
 OLD = (
     "metaworld/reach-v3",
@@ -101,7 +102,7 @@ def old_tasks(found: Found, name: str, base: str = "") -> Estimate:
     known = [found.episodes(base, short(task), STEPS, "success") for task in OLD] if base else []
     ours = [np.concatenate([task[seed] for task in tasks]) for seed in range(found.seeds)]
     theirs = [np.concatenate([task[seed] for task in known]) if base else 0.0 for seed in range(found.seeds)]
-    return estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+    return over_episodes([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def write_report(folder: Path, found: Found, episodes: int) -> None:
