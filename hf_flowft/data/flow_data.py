@@ -28,7 +28,8 @@ class FlowData:
     data, `condition_columns` maps a keyword argument of the model to a column; `decode` turns a stored value (an image) into an array of
     `event_shape` when it is read. `condition_normalisation`: the units of conditions that are not used as they are, by argument. `gather`, by
     argument too: what makes of an array of a column's values, such as row numbers (rows, n), the condition itself (rows, n, ...); for what is too
-    large to be stored once a row. `caption_column`: texts for models that read them, `base_prompts`: those by which the base is to be
+    large to be stored once a row. `caption_column`: texts for models that read them, `prompts`: what the numbers in the condition `prompt` mean
+    once they have been read, `base_prompts`: those by which the base is to be
     kept, and `base_samples`: on how many of its samples that is measured. `pictured`: conditions that pictures show, in the place of those of the
     first rows; `to_images`: what makes images in [0, 1] of samples that are none themselves (latents), in model units. `facts` (source, revision,
     licence ...) go to results and card. With a `stream`, training reads from there, and the split `train` is a sample of it: for statistics, labels
@@ -47,6 +48,7 @@ class FlowData:
     gather: dict[str, Callable[[np.ndarray], Tensor]] = field(default_factory=dict)
     label_names: list[str] = field(default_factory=list)
     caption_column: str = ""
+    prompts: list[str] = field(default_factory=list)
     base_prompts: list[str] = field(default_factory=list)
     base_samples: int = 0
     pictured: dict[str, Tensor] = field(default_factory=dict)

@@ -138,6 +138,7 @@ def encode(data: FlowData, encoder: Encoder) -> tuple[FlowData, PromptTable]:
         sample_column="latent",
         decode=None,
         caption_column="",
+        prompts=table.prompts,
         condition_columns={"prompt": "prompt"},
         pictured={"prompt": shown},
         facts={**data.facts, "encoded": key},

@@ -13,14 +13,16 @@ from torch import Tensor
 from ..batch import Batch
 from ..conventions import Prediction
 from ..data import FlowData
-from ..metrics.distances import energy_distance, energy_distance_by_label, frechet_distance
+from ..metrics.distances import frechet_distance
 from ..metrics.flow import adaptive_evaluations, held_out_loss, path_geometry
+from ..metrics.held_out import energy_metric, reconstruction_error
 from ..metrics.modes import diversity, nearest_distance
 from ..models.looking import look
 from ..randomness import keyed_generator
 from ..results import mean_and_error
 from ..velocity import Velocity
 from .diversity import NUM_OBSERVATIONS, action_diversity
+from .image_numbers import DIRECTIONS, ImageNumbers
 from .samplers import Sampler
 from .settings import EvalConfig
 
@@ -60,21 +62,6 @@ class Score:
         return sum(self.base_domain) / len(self.base_domain) if self.base_domain else None
 
 
-def energy_metric(samples: Tensor, held_out: Batch) -> float:
-    """Energy distance, within labels (averaged over them) where the condition is a label; labels with a single row are left out."""
-    labels = held_out.condition.get("class_labels")
-    if labels is not None:
-        kept = torch.bincount(labels)[labels] > 1
-        if kept.any():
-            return float(energy_distance_by_label(samples[kept], held_out.x_1[kept], labels[kept], labels[kept]))
-    return float(energy_distance(samples, held_out.x_1))
-
-
-def reconstruction_error(samples: Tensor, held_out: Batch) -> float:
-    """Mean squared error of one sample under each held-out condition."""
-    return float((samples - held_out.x_1).square().mean())
-
-
 class Evaluator:
     """Scores velocities on one data set, always with the same noise.
 
@@ -107,6 +94,7 @@ class Evaluator:
             raise ValueError(
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
+        self.image_numbers = ImageNumbers(config, data) if config.kid or config.clip else None
         self._held_out: dict[str, Batch] = {}
         self._observed: dict[str, Batch] = {}
         self._require_rows()
@@ -228,9 +216,12 @@ class Evaluator:
 
     def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
         """Every number of the report, on the test splits: name -> value, count, direction; stderr, repeats and their values where noise is drawn."""
-        metrics = self._curve(velocity, self.test_split, "target")
-        if "base_test" in self.data.splits:
-            metrics |= self._curve(velocity, "base_test", "base_domain")
+        domains = {self.test_split: "target"} | (
+            {"base_test": "base_domain"} if "base_test" in self.data.splits else {}
+        )
+        metrics: dict[str, dict[str, Any]] = {}
+        for split, domain in domains.items():
+            metrics |= self._curve(velocity, split, domain) | self._image_curve(velocity, split, domain)
         return {**metrics, **self._policy_numbers(velocity), **self._more_numbers(velocity, self.test_split)}
 
     def _policy_numbers(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
@@ -256,11 +247,20 @@ class Evaluator:
         result = {}
         for n in self.report_steps:
             values = self.distances(velocity, split, n)
-            result[f"{domain}/{self.metric_name}@{n}"] = {
-                **mean_and_error(values),
-                "count": count,
-                "direction": "lower",
-            }
+            entry = mean_and_error(values) | {"count": count, "direction": "lower"}
+            result[f"{domain}/{self.metric_name}@{n}"] = entry
+        return result
+
+    def _image_curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
+        if self.image_numbers is None:
+            return {}
+        held_out, result = self.held_out(split), {}
+        for n in self.report_steps:
+            repeats = range(self.config.num_repeats)
+            draws = [self.image_numbers(self.samples(velocity, held_out, n, repeat), held_out) for repeat in repeats]
+            for name in draws[0]:
+                entry = mean_and_error([draw[name] for draw in draws])
+                result[f"{domain}/{name}@{n}"] = entry | {"count": len(held_out), "direction": DIRECTIONS[name]}
         return result
 
     def _more_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:

@@ -120,6 +120,10 @@ class EvalConfig:
     """Numbers of solver steps in the report."""
     num_repeats: int = 4
     """Independent noise draws, the same for every candidate; their spread gives the standard errors."""
+    kid: bool = False
+    """Of images, report the kernel distance (KID) of samples to held-out images too, on the features of EfficientNet-lite0 (`hf_flowft[metrics]`)."""
+    clip: str = ""
+    """For text-to-image models: a CLIP model (folder or repository) whose score of samples and captions is reported too; empty for none."""
     path_numbers: bool = True
     """Report the shape of the sampling paths and the evaluations of an adaptive solver too: hundreds of evaluations of the network a sample."""
     max_samples: int = 2000

@@ -1,0 +1,44 @@
+"""What networks say of the images a model draws: their distance to held-out ones, and whether they show what their captions say."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..batch import Batch
+from ..data import FlowData
+from ..metrics.distances import kid
+from ..metrics.image_features import CLIPScore, ImageFeatures
+from .pictures import to_unit
+from .settings import EvalConfig
+
+DIRECTIONS = {"kid": "lower", "clip": "higher"}
+
+
+class ImageNumbers:
+    """(samples, held out) -> `kid`: kernel distance of EfficientNet features to the held-out images; `clip`: CLIP score of images and captions.
+
+    Args: `config`: says which; `data`: images, or latents with captions.  Raises: ValueError for data that are no images, or have no captions.
+    """
+
+    def __init__(self, config: EvalConfig, data: FlowData, device: str = "cpu"):
+        if not data.is_image:
+            raise ValueError(f"eval.kid and eval.clip are for images, but {data.name!r} holds none.")
+        if config.clip and not data.prompts:
+            raise ValueError(f"eval.clip compares images with their captions, but {data.name!r} has none.")
+        self.data = data
+        self.features = ImageFeatures(device, config.batch_size) if config.kid else None
+        self.score = CLIPScore(config.clip, device, config.batch_size) if config.clip else None
+        self._seen: dict[int, Tensor] = {}
+
+    def __call__(self, samples: Tensor, held_out: Batch) -> dict[str, float]:
+        """`samples`: one for each held-out row, in model units."""
+        images, numbers = to_unit(samples, self.data), {}
+        if self.features is not None:
+            truth = self._seen.get(id(held_out))
+            if truth is None:  # a split is judged often, and stays the same object
+                truth = self._seen[id(held_out)] = self.features(to_unit(held_out.x_1, self.data))
+            numbers["kid"] = kid(self.features(images), truth)
+        if self.score is not None:
+            captions = [self.data.prompts[number] for number in held_out.condition["prompt"].tolist()]
+            numbers["clip"] = float(self.score(images, captions).mean())
+        return numbers
