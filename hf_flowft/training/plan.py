@@ -40,7 +40,8 @@ def plan(config: RunConfig, tflops: float) -> str:
     )
     micro = config.train.batch_size // config.train.gradient_accumulation_steps
     together, operations = _of_the_objective(config, needs)
-    frozen, state = needs.frozen * dtype.itemsize, 20 * needs.trained  # gradient, two moments, best and first weights
+    moments = 2 if config.train.optimizer == "adamw_8bit" else 8
+    frozen, state = needs.frozen * dtype.itemsize, (12 + moments) * needs.trained  # gradient, best and first weights
     memory = {
         "frozen weights": frozen,
         "trained weights (float32)": 4 * needs.trained,

@@ -22,6 +22,8 @@ class TrainConfig:
     """Samples of an optimiser step, over all processes and micro-steps."""
     gradient_accumulation_steps: int = 1
     """Micro-steps the batch is divided into; changes memory, not the result."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps the moments of tensors of 4096 numbers or more in eight bits (bitsandbytes): a quarter of their memory."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "cosine", "linear", "alpha"] = "constant"

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -30,6 +29,7 @@ from .checkpoint import CheckpointError, checkpoint_path, list_checkpoints
 from .ema import EMA, copy_into
 from .evaluation import Evaluator, SampleMetric
 from .guards import private_global_rng, stop_signals
+from .optimizers import make_optimizer
 from .processes import Processes
 from .selection import Selection
 from .settings import EvalConfig, TrainConfig
@@ -104,13 +104,7 @@ class FlowTrainer:
         device, is_divided = self.accelerator.device, self.processes.divided
         step = divide(self.whole, device, self.processes.count) if is_divided else self.whole.to(device)
         self.trained = {name: p for name, p in step.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(
-            list(self.trained.values()),
-            lr=self.config.learning_rate,
-            betas=self.config.adam_betas,
-            weight_decay=self.config.weight_decay,
-            fused=all(p.dtype == torch.float32 for p in self.trained.values()),
-        )
+        optimizer = make_optimizer(self.config, list(self.trained.values()), is_divided)
         self.ema = EMA(self.trained, self.config.ema_decay, self.config.ema_mode) if self.config.ema_decay else None
         self.velocity = self.whole.velocity
         self.train_step = self.accelerator.prepare_model(step, device_placement=False, evaluation_mode=is_divided)
