@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -15,14 +16,11 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..conventions import time_grid
 from ..data import from_tensors
-from ..gradients import GradientMode, solve
 from ..objectives import Objective
 from ..tables import markdown_table
 from ..training import BankRows, Callback, EvalConfig, FlowTrainer, TrainConfig
 from ..training.evaluation import Score
-from ..velocity import Velocity
 
 ENDLESS = 10**6
 
@@ -238,35 +236,11 @@ def small_unet(quick: bool = False) -> UNet2DModel:
     return model
 
 
-def reconstruction_gradient(model: nn.Module, x_0: Tensor, num_steps: int, mode: GradientMode) -> Tensor:
-    """The gradient of the mean square of an Euler solve's end in the parameters of the model, flat: (number of parameters,)."""
-    model.zero_grad()
-    times, parameters = time_grid(num_steps, 1.0), list(model.parameters())
-    solve(Velocity(model).field(), x_0, times, gradient=mode, parameters=parameters).square().mean().backward()
-    return torch.cat([p.grad.flatten() for p in parameters])
-
-
-def peak_memory(mode: GradientMode, counts: tuple[int, ...], quick: bool) -> list[float] | None:
-    """Peak resident MB over the start of this process after a gradient through each number of steps, in increasing order.
-
-    Runs in a process of its own. Returns None where the system does not tell (only Linux does).
-    """
-    torch.set_num_threads(1)
-    model, x_0 = small_unet(quick), torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        model(x_0[:1], 0)  # the libraries are loaded
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-
-    def read(key: str) -> float:
-        return next(float(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith(key))
-
-    start, peaks = read("VmRSS:"), []
-    for count in counts:
-        reconstruction_gradient(model, x_0, count, mode)
-        peaks.append(read("VmHWM:") - start)
-    return peaks
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Progress bars are drawn, as for a user, but not shown."""
+    with redirect_stderr(io.StringIO()):
+        yield
 
 
 def render(rows: list[Row]) -> str:

@@ -6,12 +6,10 @@ training steps are those of the real trainer, with everything a user's step pays
 
 from __future__ import annotations
 
-import io
 import os
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stderr
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -34,6 +32,8 @@ from ..results import environment, write_json
 from ..schedulers import FlowODEScheduler
 from ..times import TemperatureSchedule
 from ..velocity import FrozenVelocity
+from .bench_latents import latent_rows
+from .bench_memory import reconstruction_gradient
 from .bench_peers import peer_rows
 from .bench_processes import processes_rows
 from .bench_tools import (
@@ -43,8 +43,7 @@ from .bench_tools import (
     Row,
     TrainerLoop,
     compare,
-    peak_memory,
-    reconstruction_gradient,
+    quiet,
     render,
     small_unet,
 )
@@ -84,13 +83,6 @@ def _page(rows: list[Row], facts: dict[str, str], quick: bool) -> str:
     return f"# Benchmark\n\n{about}{warning}\n\n{render(rows)}\n"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Progress bars are drawn, as for a user, but not shown."""
-    with redirect_stderr(io.StringIO()):
-        yield
-
-
 def _pairs(quick: bool, repetitions: int) -> int:
     return 2 if quick else repetitions
 
@@ -121,7 +113,7 @@ def plain_rows(quick: bool) -> Iterator[Row]:
     ]
     for name, model, data, batch_size, block, repetitions, goal in cases:
         steps = _steps(quick, block)
-        with _quiet():
+        with quiet():
             ours = TrainerLoop(model(), FlowMatchingObjective(), data, batch_size, steps)
             bare = BareLoop(model(), data, batch_size, steps)
             yield compare(name, ours, bare, _pairs(quick, repetitions), limit=1.0, goal=goal)
@@ -146,7 +138,7 @@ def gradual_rows(quick: bool) -> Iterator[Row]:
     ]
     for name, objective, limit, goal in cases:
         steps = _steps(quick, 5)
-        with _quiet():
+        with quiet():
             ours, plain = (_on_images(quick, o, steps) for o in (objective, FlowMatchingObjective()))
             yield compare(name, ours, plain, _pairs(quick, 21), limit=limit, goal=goal)
 
@@ -155,7 +147,7 @@ def reconstruction_rows(quick: bool) -> Iterator[Row]:
     """Reconstruction through N solver steps against N plain steps, and the other ways to differentiate a solve."""
     noise = _samples(IMAGES).flip(0)
     for count in (4, 8):
-        with _quiet():
+        with quiet():
             ours = _on_images(quick, ReconstructionObjective(count), 1, noise)
             plain = _on_images(quick, FlowMatchingObjective(), count)
             name = f"MLE step, N = {count}, direct / {count} plain steps"
@@ -165,7 +157,7 @@ def reconstruction_rows(quick: bool) -> Iterator[Row]:
         ("adjoint", None, None),
     ]
     for mode, goal, _ in modes:
-        with _quiet():
+        with quiet():
             other = _on_images(quick, ReconstructionObjective(8, gradient=mode), 1, noise)
             direct = _on_images(quick, ReconstructionObjective(8), 1, noise)
             name = f"MLE step, N = 8, {mode} / direct"
@@ -219,7 +211,7 @@ def coupling_rows(quick: bool) -> Iterator[Row]:
             FlowMatchingObjective(),
         )
         transport.prefetch = prefetch
-        with _quiet():
+        with quiet():
             ours, plain = (
                 TrainerLoop(_mlp(quick, 256), o, _samples(VECTORS, 4096), batch_size, steps)
                 for o in (transport, independent)
@@ -244,7 +236,7 @@ def pipeline_rows(quick: bool) -> Iterator[Row]:
     def sample() -> None:
         pipeline(16, num_inference_steps=PIPELINE_STEPS, latents=latents, output_type="np")
 
-    with _quiet():
+    with quiet():
         name = f"pipeline, {PIPELINE_STEPS} steps / {PIPELINE_STEPS} forwards"
         yield compare(name, CallLoop(sample), CallLoop(forwards), _pairs(quick, 21), limit=1.0, goal=1.03)
 
@@ -254,6 +246,7 @@ SECTIONS: tuple[Callable[[bool], Iterator[Row] | list[Row]], ...] = (
     gradual_rows,
     reconstruction_rows,
     memory_rows,
+    latent_rows,
     coupling_rows,
     processes_rows,
     pipeline_rows,
