@@ -95,7 +95,8 @@ def latent_rows(quick: bool) -> Iterator[Row]:
         yield compare("LoRA step, plain / bare loop", trainer(plain), bare, pairs, limit=1.0, goal=1.05)
     with quiet():
         name = "LoRA step, GFT on the target measure / plain"
-        yield compare(name, trainer(gradual), trainer(plain), pairs, limit=4 / 3, goal=4 / 3)
+        note = "frozen weights have no gradients: a backward costs what a forward does"
+        yield compare(name, trainer(gradual), trainer(plain), pairs, limit=3 / 2, goal=4 / 3, note=note)
     for name, kinds, recompute, goal in (
         ("LoRA memory, GFT on the target measure / plain", ("gradual", "plain"), False, 1.02),
         (f"LoRA memory, MLE, {MEMORY_STEPS} steps checkpointed / plain", ("reconstruction", "plain"), True, 1.3),

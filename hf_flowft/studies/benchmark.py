@@ -33,7 +33,7 @@ from ..schedulers import FlowODEScheduler
 from ..times import TemperatureSchedule
 from ..velocity import FrozenVelocity
 from .bench_latents import latent_rows
-from .bench_memory import reconstruction_gradient
+from .bench_memory import peak_memory, reconstruction_gradient
 from .bench_peers import peer_rows
 from .bench_processes import processes_rows
 from .bench_tools import (
