@@ -113,7 +113,7 @@ def test_pretraining_from_the_command_line(name, tmp_path, monkeypatch):
     )
 
 
-def test_pictures_are_drawn_from_the_data_and_not_kept(tmp_path, monkeypatch):
+def test_pictures_are_drawn_from_the_data_and_not_kept(tmp_path, monkeypatch, capsys):
     """A policy is fine-tuned on its own chunks under the pictures of the demonstrations; neither pipeline keeps any."""
     data = chunks()
     monkeypatch.setattr(hf_flowft.training.run, "load_data", lambda config: data)
@@ -124,6 +124,11 @@ def test_pictures_are_drawn_from_the_data_and_not_kept(tmp_path, monkeypatch):
     words += ["--pairs.name=self", "--pairs.num_pairs=16", "--pairs.num_steps=1", "--eval.metric=reconstruction"]
     assert main(["finetune", "mle", *words, *SMALL_RUN]) == 0
     assert set(FlowPipeline.from_pretrained(tmp_path / "run" / "pipeline").conditions) == {"condition"}
+    capsys.readouterr()
+    for name in ("gft", "prior"):
+        refused = [words[0], words[2], f"--output_dir={tmp_path / name}", "--model.name=pretrained", *SMALL_RUN]
+        assert main(["pretrain", f"--objective.name={name}", *refused]) == 2
+        assert "but images are not kept with a policy: use objective.measure target" in capsys.readouterr().err
 
 
 @CLASSES

@@ -69,7 +69,7 @@ class ObjectiveContext:
     """What a run knows when it builds its objective from settings.
 
     `reference`: the frozen base, None when training starts from nothing, or from what is no flow (`base_predicts`); `conditions`: rows of the base's
-    own conditions; `base_coupling`: the coupling it was trained with; `base_scheduler`: its noise schedule, of a base that predicts noise;
+    own conditions, None for what looks at images, which are not kept; `base_coupling`: the coupling it was trained with; `base_scheduler`: its noise schedule, of a base that predicts noise;
     `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data, `extent`: their largest
     magnitude, where an objective needs them; `batch_size`: samples of the base drawn at once, and
     `keep`: what may hold them for the next run.
@@ -101,6 +101,15 @@ class ObjectiveContext:
                 f"{method} fine-tunes a pretrained model: set model.name to pretrained and model.path to its pipeline."
             )
         return self.reference
+
+    def require_conditions(self, method: str) -> dict[str, Tensor]:
+        """The base's own conditions.  Raises: ValueError when they are not known."""
+        if self.conditions is None:
+            raise ValueError(
+                f"{method} draws samples of the base under its own observations, but images are not kept with a policy: use objective.measure target "
+                "or flow matching, or train a policy of states."
+            )
+        return self.conditions
 
 
 class ObjectiveConfig(Protocol):

@@ -160,7 +160,7 @@ class GradualConfig:
             return GradualObjective(reference, context.temperature, context.num_steps, **common)
         bank = build_replay(
             reference,
-            context.conditions,
+            context.require_conditions("gft with replay"),
             context.event_shape,
             keyed_generator(context.seed, "replay"),
             states=self.replay_states,

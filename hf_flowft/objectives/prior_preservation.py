@@ -56,7 +56,7 @@ class PriorPreservationConfig:
         """The objective; the samples are drawn here."""
         bank = build_replay(
             context.require_reference("prior preservation"),
-            context.conditions,
+            context.require_conditions("prior preservation"),
             context.event_shape,
             keyed_generator(context.seed, "replay"),
             states="interpolant",

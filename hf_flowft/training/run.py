@@ -163,7 +163,7 @@ class Run:
             event_shape=self.data.event_shape,
             num_steps=self.config.train.num_steps,
             reference=self.reference if predicts == "velocity" else None,
-            conditions=base.conditions if base is not None else {},
+            conditions=_own_conditions(base),
             base_coupling=self.base_coupling,
             base_predicts=predicts,
             base_scheduler=self.trainee.scheduler if predicts == "noise" else None,
@@ -280,6 +280,14 @@ class Run:
         """The fields that are compared: the base, where there is one, and the result."""
         base = {} if self.reference is None else {"base": self.reference.to(self.trainer.accelerator.device)}
         return {**base, "result": Velocity(result.model)}
+
+
+def _own_conditions(base: Any) -> dict[str, torch.Tensor] | None:
+    """Conditions the base was trained under, where they are kept; {} where there is no base."""
+    if base is None:
+        return {}
+    networks = [base.model.config, base.model.config.get("base") or {}]
+    return None if any(config.get("images") for config in networks) else base.conditions
 
 
 def _cycled(x: torch.Tensor, size: int) -> torch.Tensor:
