@@ -129,6 +129,31 @@ class SharedVelocity(FrozenVelocity):
                 module.training = True
 
 
+class ParkedVelocity(FrozenVelocity):
+    """A frozen copy that stays on a device and in a precision of its own, whatever becomes of who asks it: samples come to it, answers go back.
+
+    Args: `model`; `device`, `dtype`: of the copy, None for the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        convention: Convention | None = None,
+    ):
+        super().__init__(model, convention)
+        parked = self.model.to(device=device, dtype=dtype)
+        del self.model
+        self.__dict__["model"] = parked  # not registered: who moves or saves this module passes it by
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Tensor) -> Tensor:
+        """As `FrozenVelocity`; the answer is where `x` is, and in its dtype."""
+        time = t.to(self.device) if isinstance(t, Tensor) else t
+        given = {key: value.to(self.device) for key, value in condition.items()}
+        return super().forward(x.to(self.device), time, **given).to(x.device)
+
+
 class GuidedVelocity(Velocity):
     """Classifier-free guidance: v = v(null) + scale (v(condition) - v(null)), both in one forward pass of twice the batch.
 

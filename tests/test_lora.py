@@ -449,3 +449,18 @@ def test_the_package_does_not_need_peft(home, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"pip install hf_flowft\[lora\]"):
         add_lora(torch.nn.Linear(1, 1), ["x"], rank=1, alpha=1, dropout=0.0, seed=0)
+
+
+def test_a_frozen_copy_elsewhere(home, tmp_path):
+    """All weights trained by GFT: with the copy parked on the CPU the run is the same, with it in half precision nearly so."""
+    losses = {}
+    for name, options in {
+        "beside": {},
+        "parked": {"model.reference_device": "cpu"},
+        "half": {"model.reference_dtype": "bfloat16"},
+    }.items():
+        words = settings(home, "gft", "pretrained", output_dir=tmp_path / name, **options)
+        finished = Run(load_config(None, words), progress=False).execute()
+        losses[name] = [entry["loss"] for entry in finished.results["train"]["history"]]
+    assert losses["beside"] == losses["parked"] != losses["half"]
+    assert losses["half"] == pytest.approx(losses["beside"], rel=0.02)

@@ -127,7 +127,7 @@ def test_pictures_are_drawn_from_the_data_and_not_kept(tmp_path, monkeypatch, ca
     capsys.readouterr()
     for name in ("gft", "prior"):
         refused = [words[0], words[2], f"--output_dir={tmp_path / name}", "--model.name=pretrained", *SMALL_RUN]
-        assert main(["pretrain", f"--objective.name={name}", *refused]) == 2
+        assert main(["finetune", name, *refused]) == 2
         assert "but images are not kept with a policy: use objective.measure target" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_flowft.models import VelocityMLP
 from hf_flowft.solvers import integrate, uniform_times
-from hf_flowft.velocity import FrozenVelocity, GuidedVelocity, Velocity
+from hf_flowft.velocity import FrozenVelocity, GuidedVelocity, ParkedVelocity, Velocity
 
 NOISE, DATA = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -125,3 +125,22 @@ def test_guidance_needs_a_null_value_for_every_condition():
     """A model trained without "none" cannot be guided."""
     with pytest.raises(ValueError, match=r"null value for \['class_labels'\]"):
         GuidedVelocity(Velocity(GaussianFlow()), 2.0, {})(NOISE, 0.5, class_labels=torch.zeros(4))
+
+
+def test_a_parked_copy_stays_where_it_is():
+    """It answers as the base does, in the dtype of the sample; moving, saving or training who holds it leaves it alone."""
+    model = mlp()
+    expected = FrozenVelocity(model)(NOISE, 0.25)
+    holder = nn.ModuleDict(
+        {"reference": ParkedVelocity(model), "rounded": ParkedVelocity(model, "cpu", torch.bfloat16)}
+    )
+    assert not holder.state_dict()
+    holder.double().train()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(holder["reference"](NOISE, 0.25), expected)
+    half = holder["rounded"](NOISE, torch.full((4,), 0.25))
+    assert half.dtype == torch.float32
+    assert not half.requires_grad
+    assert not torch.equal(half, expected)
+    torch.testing.assert_close(half, expected, rtol=0.05, atol=0.05)

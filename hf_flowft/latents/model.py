@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
@@ -25,8 +26,12 @@ class LatentFlowModel(ModelMixin, ConfigMixin):
     def __init__(self, transformer: Any, family: LatentFamily, prompts: PromptTable, guidance: float = 3.5):
         super().__init__()
         self.transformer, self.family, self.prompts, self.guidance = transformer, family, prompts, guidance
-        self.working_dtype = next(p.dtype for p in transformer.parameters() if p.is_floating_point())
         self.register_to_config(family=family.name, guidance=guidance)
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """What the transformer computes in: the precision of its own weights, not of an adapter's."""
+        return next(p.dtype for p in self.transformer.parameters() if p.is_floating_point())
 
     def forward(
         self, sample: Tensor, timestep: Tensor, prompt: Tensor, return_dict: bool = True

@@ -15,7 +15,9 @@ from ..models.observation import IMAGE_PREFIX
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
+from ..velocity import ParkedVelocity
 from .latents import LoRAConfig, latent_trainee
+from .processes import device_of_whole_models
 from .trainee import Trainee
 
 
@@ -173,17 +175,25 @@ class PretrainedConfig:
     """The pipeline: a folder, or a repository on the Hub."""
     revision: str = ""
     """The revision of a Hub repository; empty for the newest."""
+    reference_device: Literal["", "cpu"] = ""
+    """cpu: the frozen copy that GFT asks stays in the memory of the host; slower, and half the weights on the device. Empty: beside the model."""
+    reference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen copy."""
 
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
         """The pipeline's model, ready to be trained; of captioned data the transformer of a text-to-image pipeline."""
         if data.caption_column:
             trainee = latent_trainee(self.path, self.revision, data)
-            trainee.model.requires_grad_(True)
-            return trainee
-        base = load_base(self.path, self.revision, data)
-        if isinstance(base.model, ViscousFlowModel):
-            base.model.unfreeze_base()
-        return Trainee(base.model.requires_grad_(True), base.scheduler, base)
+        else:
+            base = load_base(self.path, self.revision, data)
+            trainee = Trainee(base.model, base.scheduler, base)
+        if self.reference_device or self.reference_dtype != "float32":
+            dtype = getattr(torch, self.reference_dtype)
+            trainee.reference = ParkedVelocity(trainee.model, self.reference_device or device_of_whole_models(), dtype)
+        if isinstance(trainee.model, ViscousFlowModel):
+            trainee.model.unfreeze_base()
+        trainee.model.requires_grad_(True)
+        return trainee
 
 
 @dataclass(frozen=True)

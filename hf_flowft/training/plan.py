@@ -46,7 +46,7 @@ def plan(config: RunConfig, tflops: float) -> str:
         "frozen weights": frozen,
         "trained weights (float32)": 4 * needs.trained,
         "their gradients, moments and copies": state + (4 * needs.trained if config.train.ema_decay else 0),
-        "a frozen copy": 0 if isinstance(model, LoRAConfig) else 4 * needs.trained,
+        "a frozen copy": _copy_bytes(model) * needs.trained,
         f"activations of {micro} x {together:g} samples": round(micro * together * needs.activations),
     }
     lines = [f"{name:<45} {value / GIB:8.2f} GiB" for name, value in memory.items() if value]
@@ -61,6 +61,12 @@ def plan(config: RunConfig, tflops: float) -> str:
             f"{f'time of a step at {tflops:g} TFLOP/s':<45} {step / tflops:8.2f} s",
         ]
     )
+
+
+def _copy_bytes(model: LoRAConfig | PretrainedConfig) -> int:
+    """Of a weight of the frozen copy on the device: none for adapters, which need no copy, nor for one that stays in the host's memory."""
+    on_device = isinstance(model, PretrainedConfig) and not model.reference_device
+    return getattr(torch, model.reference_dtype).itemsize if on_device else 0
 
 
 def _adapt(transformer: Any, family: LatentFamily, config: RunConfig) -> None:
