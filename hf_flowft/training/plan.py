@@ -65,8 +65,9 @@ def plan(config: RunConfig, tflops: float) -> str:
 
 def _copy_bytes(model: LoRAConfig | PretrainedConfig) -> int:
     """Of a weight of the frozen copy on the device: none for adapters, which need no copy, nor for one that stays in the host's memory."""
-    on_device = isinstance(model, PretrainedConfig) and not model.reference_device
-    return getattr(torch, model.reference_dtype).itemsize if on_device else 0
+    if isinstance(model, LoRAConfig) or model.reference_device:
+        return 0
+    return getattr(torch, model.reference_dtype).itemsize
 
 
 def _adapt(transformer: Any, family: LatentFamily, config: RunConfig) -> None:
