@@ -91,7 +91,7 @@ ROWS: dict[str, Row] = {
     "bank_1": _mle("MLE, bank, N = 1", ("few steps",), "base", [1], (1, 2, 4)),
     "self": Row("MLE, self, random N", ("few steps",), "pusht_few_steps", "base", steps=(2, 1, 4, 8, 16), control="plain"),
     "bank_2": _mle("MLE, bank, N = 2", ("few steps",), "base", [2], (2, 1, 4)),
-    "early_plain": Row("flow matching continued", ("early",), "pusht_plain", "early", steps=(4, 1)),
+    "early_plain": Row("flow matching continued", ("early",), "pusht_plain", "early", steps=(4, 1, 2)),
     "early_bank_4": _mle("MLE, bank, N = 4", ("early",), "early", [4], (4,), train__num_steps=600),
     "early_bank_1": _mle("MLE, bank, N = 1", ("early",), "early", [1], (1, 4)),
     "early_mixed": _mle(
