@@ -120,7 +120,7 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3) -> N
     Args: `data`: a folder with images/mnist.npz; empty takes the small digits of scikit-learn; `seeds`: of the fine-tuning.
     """
     seeds = 1 if quick else seeds
-    prepare(folder, data, 1500 if quick else 20_000, 10 if quick else 1500)
+    prepare(folder, data, 600 if quick else 20_000, 10 if quick else 1500)
     small = SMALL if quick else {}
     base = {"data.path": folder / "old.parquet", "model.path": folder / "untrained", "output_dir": folder / "base"}
     run(COMMON | BASE | base | small)
@@ -129,7 +129,7 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3) -> N
             settings = COMMON | row.options | settings_of(folder, row, seed) | {"output_dir": folder / f"{name}-{seed}"}
             banks = SMALL_BANKS if quick and row.options.get("objective.name") == "mle" else {}
             replay = {key: 8 for key in ("objective.replay_samples", "objective.samples") if quick and key in settings}
-            run(settings | small | banks | replay | ({"data.base_samples": 4, "data.train_size": 8} if quick else {}))
+            run(settings | small | banks | replay | ({"data.base_samples": 4, "data.train_size": 4} if quick else {}))
     write_report(folder, seeds)
     draw(folder)
 
