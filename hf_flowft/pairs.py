@@ -96,7 +96,8 @@ def _columns(batch: Batch) -> dict[str, Tensor]:
 class PairBuilder:
     """Makes banks with a frozen base.
 
-    Args: `config`; `base`: the frozen field; `shift`: of its scheduler; `batch_size`: of its evaluations; `progress`: show bars.
+    Args: `config`; `base`: the frozen field; `shift`: of its scheduler; `batch_size`: of its evaluations; `progress`: show bars;
+    `meaning`: identifies what conditions stand for, where their numbers alone do not (prompts).
     """
 
     config: PairsConfig
@@ -104,6 +105,7 @@ class PairBuilder:
     shift: float = 1.0
     batch_size: int = 1024
     progress: bool = False
+    meaning: str = ""
 
     def build(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> Batch:
         """A bank of pairs: from `config.cache` where it has been made before, otherwise made now.
@@ -134,7 +136,8 @@ class PairBuilder:
         drawn = {f"drawn.{key}": x for key, x in conditions.items()}
         base = {f"base.{key}": x for key, x in self.base.model.state_dict().items()}
         state = {"generator": generator.get_state()}
-        settings = [asdict(replace(self.config, cache="")), self.shift, self.base.convention]
+        network = [type(self.base.model).__name__, str(getattr(self.base.model, "config", ""))]
+        settings = [asdict(replace(self.config, cache="")), self.shift, self.base.convention, *network, self.meaning]
         text = json.dumps([settings, tensors_digest({**_columns(data), **drawn, **base, **state})])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -82,6 +82,10 @@ def test_what_is_no_clip_is_refused(tmp_path):
     """By its name."""
     with pytest.raises(ValueError, match=r"eval\.clip .*nothing' is no CLIP model of transformers"):
         CLIPScore(str(tmp_path / "nothing"))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="is no CLIP model of transformers: its model_type is bert"):
+        CLIPScore(str(tmp_path / "bert"))
 
 
 def test_only_images_have_such_numbers(monkeypatch):
@@ -92,7 +96,7 @@ def test_only_images_have_such_numbers(monkeypatch):
         ImageNumbers(EvalConfig(clip="some/clip"), digits())
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"pip install hf_flowft\[metrics\]"):
-        ImageFeatures()(torch.rand(1, 3, 8, 8))
+        ImageNumbers(EvalConfig(kid=True), digits())
 
 
 @pytest.mark.slow

@@ -146,9 +146,10 @@ def test_only_banks_are_built(data, generator):
 def test_a_kept_bank_is_found_by_the_same_run_alone(name, data, tmp_path):
     """The second bank is the first one to the bit, without the base; another base, seed, setting or data make another."""
 
-    def made(base=BASE, seed=0, rows=data, **options):
+    def made(base=BASE, seed=0, rows=data, meaning="", **options):
         config = PairsConfig(name, **{"num_pairs": 40, "num_steps": 2, "cache": str(tmp_path / "banks"), **options})
-        return PairBuilder(config, base).build(rows, data.condition, torch.Generator().manual_seed(seed))
+        builder = PairBuilder(config, base, meaning=meaning)
+        return builder.build(rows, data.condition, torch.Generator().manual_seed(seed))
 
     def files():
         return sorted((tmp_path / "banks").iterdir())
@@ -168,7 +169,11 @@ def test_a_kept_bank_is_found_by_the_same_run_alone(name, data, tmp_path):
     made(seed=1)
     made(num_steps=3)
     made(rows=replace(data, x_1=data.x_1 + 1))
-    assert len(files()) == 5
+    other.model.idle -= 1
+    other.model.config = {"mean": 2.0}
+    made(base=other)
+    made(meaning="other prompts")
+    assert len(files()) == 7
 
 
 def test_a_broken_bank_is_named(data, tmp_path):

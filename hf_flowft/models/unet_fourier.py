@@ -10,6 +10,7 @@ import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..conventions import sigma_from_timestep, t_from_sigma
 from .output import FlowModelOutput, check_inputs
@@ -19,8 +20,8 @@ from .saved import SafeModelMixin
 class _FrozenBatchNorm(nn.BatchNorm2d):
     """Batch normalisation by the kept statistics, in training too: those of a fine-tuning batch would change the base before its first step."""
 
-    def train(self, mode: bool = True) -> _FrozenBatchNorm:
-        return super().train(False)
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class _FourierEmbedding(nn.Module):
@@ -31,8 +32,8 @@ class _FourierEmbedding(nn.Module):
         self.frequencies = nn.Parameter(torch.randn(1, size // 2))
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = 2 * math.pi * t[:, None] * self.frequencies
-        return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
+        angles = 2 * math.pi * t[:, None] * self.frequencies.float()  # in float32: half precision would blur the time
+        return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1).to(self.frequencies.dtype)
 
 
 class _Block(nn.Module):
@@ -138,7 +139,7 @@ class FourierUNet2DModel(SafeModelMixin, ConfigMixin):
         """
         check_inputs(self.config, sample, class_labels, None)
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
-        time = self.embed_time(t_from_sigma(sigma_from_timestep(timestep)).to(sample.dtype))
+        time = self.embed_time(t_from_sigma(sigma_from_timestep(timestep)))
         label = self.embed_label(class_labels)
         x, skipped = self.input(sample), []
         for stage in self.down:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow.parquet import ParquetFile
 
 from .. import figures
 from ..randomness import keyed_generator
 from ..results import environment, read_results, write_json
 from ..tables import markdown_table
 from ..training import load_config
+from ..training.checkpoint import appearing
 from .captions_base import MAX_TOKENS, SIDE, caption, read_digits, strokes, untrained_pipeline, write_captioned
+from .cells import Cells
 from .common import is_finished, run_or_reuse
 from .estimates import Estimate, over_seeds
 
@@ -120,6 +123,7 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3) -> N
     Args: `data`: a folder with images/mnist.npz; empty takes the small digits of scikit-learn; `seeds`: of the fine-tuning.
     """
     seeds = 1 if quick else seeds
+    Cells(folder / "cells", {"data": Path(data).name, "quick": quick})
     prepare(folder, data, 600 if quick else 20_000, 10 if quick else 1500)
     small = SMALL if quick else {}
     base = {"data.path": folder / "old.parquet", "model.path": folder / "untrained", "output_dir": folder / "base"}
@@ -145,13 +149,16 @@ def prepare(folder: Path, data: str, number: int, vae_steps: int) -> None:
     write_captioned(folder / "new.parquet", images[new], labels[new], style[new])
     prompts = [caption(digit, (digit + shift) % 3) for shift in range(3) for digit in OLD]
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
-    untrained_pipeline(images, vae_steps).save_pretrained(folder / "untrained")
+    with appearing(folder / "untrained") as place:
+        untrained_pipeline(images, vae_steps).save_pretrained(place)
 
 
 def settings_of(folder: Path, row: Row, seed: int) -> dict[str, Any]:
     """What a row takes from where: the new digits, the prompts of the old ones, and its start."""
     given = {"data.path": folder / "new.parquet", "data.base_prompts": folder / "prompts.txt", "data.base_samples": 256}
-    split = {"data.train_size": SHOTS, "data.validation": 0.4, "data.test": 0.5}
+    rows = ParquetFile(folder / "new.parquet").metadata.num_rows
+    spare = 1 - 1.1 * SHOTS / rows
+    split = {"data.train_size": SHOTS, "data.validation": 0.45 * spare, "data.test": 0.55 * spare}
     start = folder / f"{row.start}-{seed}" / "pipeline" if row.start else folder / "base" / "pipeline"
     if row.start and row.options["model.name"] == "lora":
         model = {"model.path": folder / "base" / "pipeline", "model.start": start}

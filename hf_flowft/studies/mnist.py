@@ -94,7 +94,7 @@ def write_report(folder: Path, cells: Cells, seeds: int, num_samples: int) -> No
     parts = [
         "# A flow of MNIST digits that somebody else trained",
         f"{seeds} seeds of training and noise, mean ± standard error. Frechet distance of classifier features, {num_samples} samples to the 10,000 test "
-        f"digits (as many real digits: {floor:.1f}), by Euler steps and by dopri5; flow-matching loss by time; bits a pixel, uniformly dequantised.",
+        f"digits (as many real digits: {floor:.1f}), by Euler steps and by dopri5; flow-matching loss by time; bits a pixel of 64 digits, uniformly dequantised, by one Hutchinson probe and 32 Heun steps.",
         markdown_table(["model", *columns], rows),
     ]
     (folder / "mnist.md").write_text("\n\n".join(parts) + "\n")

@@ -82,7 +82,7 @@ class Judge:
         return torch.cat([self.network(part) for part in small.split(1000)])
 
     def floor(self) -> dict[str, Any]:
-        """What as many real digits reach."""
+        """What as many real digits reach, against the other ones."""
         return {"frechet": frechet_distance(self.truth[: self.num_samples], self.truth[self.num_samples :])}
 
     def __call__(self, folder: Path, seed: int) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def write_report(folder: Path, rows: Mapping[str, Row], seeds: int, cells: Cells
         "seeds and that over all episodes) unless another number is named; bold differences are beyond two standard errors: *gain* of reward and "
         "*change* of jerk against flow matching continued at the same number of steps (for baselines, at four). The numbers are those of "
         "the weights a run ends with; *chosen* says how often rollouts from validation starts preferred them to the start, which the run returns "
-        "otherwise; *lost to noise* is clean minus the mean over the four noises. Seconds are those of training, two runs at a time; a bank of pairs "
-        "is made once a seed and shared by the rows that would make the same.",
+        "otherwise, and what another row goes on from; *lost to noise* is clean minus the mean over the four noises. Seconds are those of the runs, on a busy machine; a bank of pairs "
+        "is made once a seed, by the first row that needs it.",
     ]
     for group in GROUPS:
         inside = {name: row for name, row in kept.items() if group in row.groups}

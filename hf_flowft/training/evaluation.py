@@ -23,6 +23,7 @@ from ..results import mean_and_error
 from ..velocity import Velocity
 from .diversity import NUM_OBSERVATIONS, action_diversity
 from .image_numbers import DIRECTIONS, ImageNumbers
+from .processes import training_device
 from .samplers import Sampler
 from .settings import EvalConfig
 
@@ -94,7 +95,7 @@ class Evaluator:
             raise ValueError(
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
-        self.image_numbers = ImageNumbers(config, data) if config.kid or config.clip else None
+        self.image_numbers = ImageNumbers(config, data, training_device()) if config.kid or config.clip else None
         self._held_out: dict[str, Batch] = {}
         self._observed: dict[str, Batch] = {}
         self._require_rows()
@@ -192,9 +193,8 @@ class Evaluator:
             count = self.data.counts[split]
             index = torch.linspace(0, count - 1, min(count, NUM_OBSERVATIONS)).long().unique().tolist()
             self._observed[split] = self.data.rows(split, index)
-        device = next(velocity.parameters()).device
         with torch.no_grad():
-            seen = look(velocity.model, self._observed[split].to(device).condition)
+            seen = look(velocity.model, self._observed[split].to(velocity.device).condition)
         observed = self._observed[split].with_condition(seen)
 
         def measured(steps: int) -> float:
@@ -210,7 +210,8 @@ class Evaluator:
 
     def settings(self) -> dict[str, Any]:
         """What the report depends on beside the model and the data; runs with the same can stand side by side."""
-        kept = {key: getattr(self.config, key) for key in ("num_repeats", "max_samples")}
+        names = ["num_repeats", "max_samples", *(["clip"] if self.config.clip else [])]
+        kept = {name: getattr(self.config, name) for name in names}
         sampled = {"solver": self.sampler.solver, "report_num_steps": self.report_steps}
         return {"metric": self.metric_name, **sampled, **kept, "seed": self.seed}
 
@@ -254,9 +255,8 @@ class Evaluator:
     def _image_curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
         if self.image_numbers is None:
             return {}
-        held_out, result = self.held_out(split), {}
+        held_out, result, repeats = self.held_out(split), {}, range(self.config.num_repeats)
         for n in self.report_steps:
-            repeats = range(self.config.num_repeats)
             draws = [self.image_numbers(self.samples(velocity, held_out, n, repeat), held_out) for repeat in repeats]
             for name in draws[0]:
                 entry = mean_and_error([draw[name] for draw in draws])

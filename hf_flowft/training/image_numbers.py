@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..batch import Batch
@@ -20,7 +21,7 @@ class ImageNumbers:
     Args: `config`: says which; `data`: images, or latents with captions.  Raises: ValueError for data that are no images, or have no captions.
     """
 
-    def __init__(self, config: EvalConfig, data: FlowData, device: str = "cpu"):
+    def __init__(self, config: EvalConfig, data: FlowData, device: torch.device | str = "cpu"):
         if not data.is_image:
             raise ValueError(f"eval.kid and eval.clip are for images, but {data.name!r} holds none.")
         if config.clip and not data.prompts:

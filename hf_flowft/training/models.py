@@ -15,10 +15,8 @@ from ..models.observation import IMAGE_PREFIX
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
-from ..velocity import ParkedVelocity
 from .latents import LoRAConfig, latent_trainee
-from .processes import device_of_whole_models
-from .trainee import Trainee
+from .trainee import Trainee, frozen_copy
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class PretrainedConfig:
     reference_device: Literal["", "cpu"] = ""
     """cpu: the frozen copy that GFT asks stays in the memory of the host; slower, and half the weights on the device. Empty: beside the model."""
     reference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen copy."""
+    """Precision of the frozen copy, which makes pairs and replay too, and stands for the base in the report."""
 
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
         """The pipeline's model, ready to be trained; of captioned data the transformer of a text-to-image pipeline."""
@@ -188,8 +186,7 @@ class PretrainedConfig:
             base = load_base(self.path, self.revision, data)
             trainee = Trainee(base.model, base.scheduler, base)
         if self.reference_device or self.reference_dtype != "float32":
-            dtype = getattr(torch, self.reference_dtype)
-            trainee.reference = ParkedVelocity(trainee.model, self.reference_device or device_of_whole_models(), dtype)
+            trainee.reference = frozen_copy(trainee.model, self.reference_device, self.reference_dtype)
         if isinstance(trainee.model, ViscousFlowModel):
             trainee.model.unfreeze_base()
         trainee.model.requires_grad_(True)

@@ -38,8 +38,8 @@ class Processes:
     """
 
     def __init__(self, train: TrainConfig, folder: Path | None):
-        refuse_engines([name for name in ENGINES if _asked(name)])
-        fsdp = _asked("FSDP")
+        refuse_engines([name for name in ENGINES if is_asked(name)])
+        fsdp = is_asked("FSDP")
         if fsdp and train.mixed_precision == "fp16":
             raise ValueError("train.mixed_precision fp16 scales gradients, which is not written for FSDP; use bf16.")
         with patch_environment(ACCELERATE_USE_FSDP="false"):  # the trainer divides the model itself, also on the CPU
@@ -94,7 +94,7 @@ def _release_at_exit() -> None:
 
 def training_device() -> torch.device:
     """Where this process will train, before there is a trainer: what encodes, and what makes pairs and replay, works there already."""
-    if _asked("CPU") or not torch.accelerator.is_available():
+    if is_asked("CPU") or not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator().type
     return torch.device(kind, int(os.environ.get("LOCAL_RANK") or 0)) if kind != "mps" else torch.device(kind)
@@ -102,10 +102,10 @@ def training_device() -> torch.device:
 
 def device_of_whole_models() -> torch.device:
     """Where a frozen base is asked as a whole: under FSDP in the memory of the host, for the device holds its part of it only."""
-    return torch.device("cpu") if _asked("FSDP") else training_device()
+    return torch.device("cpu") if is_asked("FSDP") else training_device()
 
 
-def _asked(name: str) -> bool:
+def is_asked(name: str) -> bool:
     """Whether `accelerate launch`, or who launched, asks for the CPU, or for a way of dividing the model."""
     return bool(str_to_bool(os.environ.get(f"ACCELERATE_USE_{name}") or "false"))
 

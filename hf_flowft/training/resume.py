@@ -32,11 +32,23 @@ MAY_CHANGE = (
     "eval.every",
     "eval.report_num_steps",
     "eval.path_numbers",
+    "eval.kid",
+    "eval.clip",
+    "pairs.cache",
     "eval.min_delta",
     "eval.patience",
 )
 """Settings a resumed run may change without becoming another run."""
-NEWER = {"train.augment": ""}
+NEWER = {
+    "train.augment": "",
+    "train.optimizer": "adamw",
+    "eval.kid": False,
+    "eval.clip": "",
+    "pairs.cache": "",
+    "objective.distance": "squared",
+    "model.reference_device": "",
+    "model.reference_dtype": "float32",
+}
 """Settings that older checkpoints do not name, and what they were there."""
 
 

@@ -186,8 +186,8 @@ class Run:
             raise ValueError(
                 "objective mle makes its pairs with a pretrained base: set model.name to pretrained and model.path."
             )
-        size = self.config.eval.batch_size
-        builder = PairBuilder(self.config.pairs, self.reference, self.shift, size, self.progress)
+        size, meaning = self.config.eval.batch_size, self.data.facts.get("encoded", "")
+        builder = PairBuilder(self.config.pairs, self.reference, self.shift, size, self.progress, meaning)
 
         def build(version: int) -> Batch:
             generator = keyed_generator(self.config.seed, "pairs", version)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 
 from ..data import FlowData
 from ..latents import LatentPipeline
 from ..pipelines import FlowPipeline
 from ..replay import Keep, made_anew
-from ..velocity import FrozenVelocity
+from ..velocity import FrozenVelocity, ParkedVelocity
+from .processes import is_asked
 
 
 @dataclass
@@ -27,3 +29,16 @@ class Trainee:
     reference: FrozenVelocity | None = None
     data: FlowData | None = None
     keep: Keep = made_anew
+
+
+def frozen_copy(model: ModelMixin, device: str, precision: str) -> FrozenVelocity:
+    """The frozen base as a copy in a precision of its own.
+
+    Args: `device`: "cpu" keeps it in the memory of the host, "" lets it follow the model.  Raises: ValueError under FSDP, which divides the copy.
+    """
+    if is_asked("FSDP"):
+        raise ValueError(
+            "FSDP divides the frozen copy as it does the model: leave out model.reference_device and model.reference_dtype."
+        )
+    dtype = getattr(torch, precision)
+    return ParkedVelocity(model, device, dtype) if device else FrozenVelocity(model).to(dtype)

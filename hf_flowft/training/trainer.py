@@ -21,7 +21,7 @@ from ..data import FlowData
 from ..digests import tensors_digest
 from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
-from ..velocity import Velocity
+from ..velocity import ParkedVelocity, Velocity
 from . import resume
 from .batches import Augmentation, ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
 from .callbacks import Callback
@@ -249,7 +249,11 @@ class FlowTrainer:
     def frozen_digest(self) -> str:
         """What the run does not train (a frozen base, a reference), as a digest: a resumed run must find it unchanged."""
         trained = self.weights()
-        return tensors_digest({name: x for name, x in self.whole.state_dict().items() if name not in trained})
+        parts = {name: x for name, x in self.whole.state_dict().items() if name not in trained}
+        for name, part in self.whole.named_modules():
+            if isinstance(part, ParkedVelocity):
+                parts |= {f"{name}.{key}": x for key, x in part.model.state_dict().items()}
+        return tensors_digest(parts)
 
     @property
     def seconds(self) -> float:
