@@ -22,6 +22,7 @@ from hf_flowft import (
 from hf_flowft.couplings import OTCoupling
 from hf_flowft.objectives import ReconstructionObjective
 from hf_flowft.training.checkpoint import CheckpointError, list_checkpoints
+from hf_flowft.velocity import ParkedVelocity
 
 
 def trainer(folder, model=None, objective=None, data=None, **train):
@@ -144,7 +145,7 @@ def test_other_data(run_folder):
         trainer(run_folder, data=toy(train_size=60), resume_from_checkpoint="latest").train()
 
 
-@pytest.mark.parametrize("frozen", ["reference", "base"])
+@pytest.mark.parametrize("frozen", ["reference", "parked", "base"])
 def test_another_base(tmp_path, frozen):
     """A frozen network that is not the one the checkpoint was trained on, as a reference or under a residual, is noticed."""
 
@@ -152,7 +153,8 @@ def test_another_base(tmp_path, frozen):
         base = network(toy(), seed=seed)
         if frozen == "base":
             return trainer(tmp_path, model=ViscousFlowModel.from_base(base, hidden_dim=8), **train)
-        return trainer(tmp_path, objective=GradualObjective(FrozenVelocity(base), num_steps=4), **train)
+        copy = FrozenVelocity(base) if frozen == "reference" else ParkedVelocity(base)
+        return trainer(tmp_path, objective=GradualObjective(copy, num_steps=4), **train)
 
     run(1).train()
     run(1, resume_from_checkpoint="latest").train()

@@ -13,6 +13,7 @@ from tiny_policies import pusht_policy
 from hf_flowft import EvalConfig, FlowODEScheduler, FlowPipeline, FlowPolicyPipeline, Run, Velocity, load_config
 from hf_flowft.cli import main
 from hf_flowft.data import RobotConfig, load_robot
+from hf_flowft.results import read_results
 from hf_flowft.studies import policy as study
 from hf_flowft.studies import tasks as tasks_study
 from hf_flowft.studies.cells import Cells
@@ -57,6 +58,24 @@ def test_it_comes_back_as_a_policy(run):
     pipeline = FlowPipeline.from_pretrained(run / "pipeline")
     assert type(pipeline) is FlowPolicyPipeline
     assert pipeline.policy["state_keys"] == ["observation.state", "observation.environment_state"]
+
+
+def test_the_base_of_a_report_may_be_a_parked_copy(place, tmp_path):
+    """GFT whose frozen copy stays on the CPU in half precision: trained, rolled out and reported to the end."""
+    words = [
+        f"--data.path={place / 'demonstrations'}",
+        f"--model.path={place / 'base'}",
+        f"--output_dir={tmp_path / 'run'}",
+    ]
+    words += [
+        "--data.name=robot",
+        "--objective.measure=target",
+        "--model.reference_device=cpu",
+        "--model.reference_dtype=bfloat16",
+    ]
+    assert main(["finetune", "gft", *words, *SMALL_RUN, "--eval.metric=reconstruction"]) == 0
+    results = read_results(tmp_path / "run" / "results.json")
+    assert {"action_diversity", "held_out_loss"} <= results["metrics"]["base"].keys()
 
 
 def test_its_card_decides(run, monkeypatch):
