@@ -50,9 +50,15 @@ def changes_section(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def has_episodes(results: dict[str, Any]) -> bool:
+    """Whether some numbers were measured episode by episode, rather than draw by draw."""
+    repeats = [entry.get("repeats", 1) for entry in results["metrics"]["result"].values()]
+    return max(repeats) > results["evaluation"]["num_repeats"]
+
+
 def _how(results: dict[str, Any]) -> str:
     draws, single = results["evaluation"]["num_repeats"], "counts from a fiftieth of the base's value on"
-    episodes = max(entry.get("repeats", 1) for entry in results["metrics"]["result"].values()) > draws
+    episodes = has_episodes(results)
     if draws == 1 and not episodes:
         return f"Result minus base, from one noise draw: nothing is known of the errors, so a difference {single}."
     both = f"both over the same {draws} noise draws"

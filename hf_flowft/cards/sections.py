@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..tables import metrics_table
-from .changes import memorisation
+from .changes import has_episodes, memorisation
 from .front_matter import KINDS, hub_data
 from .text_to_image import image_usage
 
@@ -71,9 +71,10 @@ def results_section(results: dict[str, Any]) -> str:
         if split != results["selection"]["split"]
         else "which also SELECTED the model: the numbers flatter it"
     )
+    drawn = "noise draws (of rewards over the episodes)" if has_episodes(results) else "noise draws"
     notes = [
         f"Measured on the {split} split, {told}, with the `{evaluation['solver']}` solver and noise of seed {evaluation['seed']}; ± is the standard error "
-        "over the noise draws. `@N`: N solver steps. `target/`: the data trained for; `base_domain/`: the base's own data."
+        f"over the {drawn}. `@N`: N solver steps. `target/`: the data trained for; `base_domain/`: the base's own data."
     ]
     notes += [
         f"`{name}` is another run on the same data, judged in the same way: {run['method_title']}, seed {run['seed']}, {run['steps']} steps "
