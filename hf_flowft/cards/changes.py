@@ -8,6 +8,7 @@ from typing import Any
 NAMES = {
     "energy": "energy distance",
     "frechet": "Frechet distance",
+    "reward_shortfall": "one minus the reached reward",
     "kid": "kernel distance of image features (KID)",
     "clip": "CLIP score of images and captions",
     "held_out_loss": "flow-matching loss on held-out data",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import figures
 from ..batch import Batch
+from ..cards.changes import in_words
 from ..data import FlowData
 from ..randomness import keyed_generator
 from ..velocity import Velocity
@@ -154,10 +155,11 @@ def _selection_figure(results: dict[str, Any], path: Path) -> None:
 
 def _steps_figure(results: dict[str, Any], path: Path) -> None:
     """Quality against the number of solver steps, base and result, on each domain."""
-    series, errors = {}, {}
+    series, errors, metric = {}, {}, results["evaluation"]["metric"]
     for model, metrics in results["metrics"].items():
         for domain in ("target", "base_domain"):
-            points = {int(k.split("@")[1]): v for k, v in metrics.items() if k.startswith(f"{domain}/") and "@" in k}
+            begin = f"{domain}/{metric}@"
+            points = {int(k.removeprefix(begin)): v for k, v in metrics.items() if k.startswith(begin)}
             if points:
                 name = f"{model}, {'target data' if domain == 'target' else 'base data'}"
                 series[name] = (sorted(points), [points[n]["value"] for n in sorted(points)])
@@ -168,7 +170,7 @@ def _steps_figure(results: dict[str, Any], path: Path) -> None:
             series,
             path,
             xlabel="solver steps",
-            ylabel="distance to held-out data",
+            ylabel=in_words(metric),
             log_x=True,
             log_y=positive,
             errors=errors,
