@@ -129,6 +129,13 @@ class FlowData:
         """The conditions of a whole split (all, or some by argument), without reading its samples."""
         return self.reader.conditions(self.splits[split], list(self.condition_columns) if keys is None else keys)
 
+    def to_unit(self, samples: Tensor) -> Tensor:
+        """Model units to [0, 1], as image files have them."""
+        if self.to_images is not None:
+            return self.to_images(samples)
+        low, high = self.facts.get("value_range", (0.0, 1.0))
+        return (self.normalisation.undo(samples) - low) / (high - low)
+
     def adopt(self, description: Mapping[str, Any]) -> None:
         """Work in the units of a pipeline, by its description: what is fine-tuned must see the numbers it was trained on."""
         self.normalisation = Normalisation(**description.get("normalisation", {}))

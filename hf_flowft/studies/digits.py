@@ -16,7 +16,7 @@ from ..randomness import keyed_generator
 from ..results import RESULTS_VERSION, add_baselines, environment, write_json
 from ..tables import markdown_table, number
 from ..training.config import RunConfig
-from ..training.pictures import pictured, to_unit
+from ..training.pictures import pictured
 from ..training.run import RunResult, load_data
 from ..training.samplers import Sampler
 from .common import run_or_reuse, study_config
@@ -131,7 +131,7 @@ def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunC
 
     def samples(pipeline: FlowPipeline, shown: Batch, num_steps: int) -> torch.Tensor:
         sampler = Sampler(config.eval, pipeline.shift)
-        return to_unit(sampler(pipeline.velocity(), shown.x_0, shown.condition, num_steps), data)
+        return data.to_unit(sampler(pipeline.velocity(), shown.x_0, shown.condition, num_steps))
 
     def row(pipeline: FlowPipeline, num_steps: int) -> torch.Tensor:
         return samples(pipeline, batch, num_steps)

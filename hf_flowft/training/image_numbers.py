@@ -9,7 +9,6 @@ from ..batch import Batch
 from ..data import FlowData
 from ..metrics.distances import kid
 from ..metrics.image_features import CLIPScore, ImageFeatures
-from .pictures import to_unit
 from .settings import EvalConfig
 
 DIRECTIONS = {"kid": "lower", "clip": "higher"}
@@ -33,11 +32,11 @@ class ImageNumbers:
 
     def __call__(self, samples: Tensor, held_out: Batch) -> dict[str, float]:
         """`samples`: one for each held-out row, in model units."""
-        images, numbers = to_unit(samples, self.data), {}
+        images, numbers = self.data.to_unit(samples), {}
         if self.features is not None:
             truth = self._seen.get(id(held_out))
             if truth is None:  # a split is judged often, and stays the same object
-                truth = self._seen[id(held_out)] = self.features(to_unit(held_out.x_1, self.data))
+                truth = self._seen[id(held_out)] = self.features(self.data.to_unit(held_out.x_1))
             numbers["kid"] = kid(self.features(images), truth)
         if self.score is not None:
             captions = [self.data.prompts[number] for number in held_out.condition["prompt"].tolist()]

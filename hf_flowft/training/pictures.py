@@ -46,14 +46,6 @@ def _one_a_label(data: FlowData) -> bool:
     return data.is_image and set(data.condition_columns) == {"class_labels"}
 
 
-def to_unit(samples: Tensor, data: FlowData) -> Tensor:
-    """Model units to [0, 1], as image files have them."""
-    if data.to_images is not None:
-        return data.to_images(samples)
-    low, high = data.facts.get("value_range", (0.0, 1.0))
-    return (data.normalisation.undo(samples) - low) / (high - low)
-
-
 def can_be_shown(data: FlowData) -> bool:
     """Images and two-dimensional points have pictures."""
     return data.is_image or data.event_shape == (2,)
@@ -100,7 +92,7 @@ def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str
         names = (
             [data.label_names[i] for i in data.labels()[:NUM_IMAGES]] if _one_a_label(data) and data.label_names else ()
         )
-        figures.image_rows({name: to_unit(x, data) for name, x in rows.items()}, path, names, title)
+        figures.image_rows({name: data.to_unit(x) for name, x in rows.items()}, path, names, title)
     else:
         figures.scatter_panels({name: data.normalisation.undo(x) for name, x in rows.items()}, path, title=title)
 
