@@ -61,7 +61,8 @@ def generate(
 
     def solve(x: Tensor, given: dict[str, Tensor]) -> Tensor:
         solution = integrate(velocity.field(given), x, times, method, trajectory=trajectory)
-        return solution.trajectory if trajectory else solution.x
+        end = velocity.without_padding(solution.x, given)
+        return torch.cat([solution.trajectory[:-1], end[None]]) if trajectory else end
 
     dim = 1 if trajectory else 0
     return in_batches(velocity, x_0, condition, solve, batch_size=batch_size, progress=progress, dim=dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
@@ -15,6 +16,14 @@ from .conventions import sigma_from_t, timestep_from_sigma, velocity_from_output
 from .solvers import Field
 
 Convention = Literal["diffusers", "flow"]
+
+
+class Sized(ABC):
+    """A network whose samples may fill only a part of their tensor, as their condition says."""
+
+    @abstractmethod
+    def without_padding(self, x: Tensor, **condition: Tensor) -> Tensor:
+        """Samples (batch, *event) with zeros outside of their sizes."""
 
 
 class Velocity(nn.Module):
@@ -52,6 +61,10 @@ class Velocity(nn.Module):
                 "check its output channels (models that also predict a variance are not flow models)."
             )
         return v.to(x.dtype)
+
+    def without_padding(self, x: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Samples (batch, *event) with zeros outside of their sizes, where the network knows of sizes; otherwise as they are."""
+        return self.model.without_padding(x, **condition) if isinstance(self.model, Sized) else x
 
     @property
     def device(self) -> torch.device:

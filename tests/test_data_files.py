@@ -69,11 +69,11 @@ def test_images_are_cropped_in_the_centre():
     """The shorter side is kept, the longer one loses both ends alike; an image of the right size is itself."""
     stripes = np.zeros((4, 8, 3), dtype=np.uint8)
     stripes[:, 2:6] = 200
-    assert (prepare_image(Image.fromarray(stripes), 4, 3) == 200).all()
+    assert (prepare_image(Image.fromarray(stripes), (4, 4), 3) == 200).all()
     exact = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    assert (prepare_image(Image.fromarray(exact), 6, 3) == np.moveaxis(exact, -1, 0)).all()
+    assert (prepare_image(Image.fromarray(exact), (6, 6), 3) == np.moveaxis(exact, -1, 0)).all()
     transparent = Image.new("RGBA", (6, 6), (10, 20, 30, 255))
-    assert prepare_image(transparent, 6, 3)[:, 0, 0].tolist() == [10, 20, 30]
+    assert prepare_image(transparent, (6, 6), 3)[:, 0, 0].tolist() == [10, 20, 30]
 
 
 def test_cifar_from_parquet(shared_data):

@@ -84,7 +84,7 @@ def test_samples_are_those_of_the_pipeline_itself(name, folders, tmp_path, cache
     assert torch.equal(theirs.scheduler.sigmas, sigma_grid(steps, shift)) or torch.allclose(
         theirs.scheduler.sigmas, sigma_grid(steps, shift), atol=1e-6
     )
-    torch.testing.assert_close(Decoder(family, pipeline.vae)(ours), images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(Decoder(family, pipeline.vae)(ours, {}), images, rtol=0, atol=1e-4)
 
 
 @EVERY
@@ -134,7 +134,7 @@ def test_decoding_undoes_encoding_units(name, folders, tmp_path, cache):
         code = pipeline.vae.encode(pixels)
         expected = pipeline.vae.decode(code.latent if name == "sana" else code.latent_dist.mode()).sample
     torch.testing.assert_close(
-        Decoder(model.family, pipeline.vae)(x), (expected / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0
+        Decoder(model.family, pipeline.vae)(x, {}), (expected / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0
     )
 
 
@@ -244,5 +244,7 @@ def test_a_general_list_of_prompts_comes_with_the_package(tmp_path):
 
 def test_images_of_a_wrong_size_are_refused(tmp_path, folders, cache):
     """Sizes that do not divide into the transformer's patches are named before anything is encoded."""
-    with pytest.raises(ValueError, match=r"data.resolution must be a multiple of 4"):
+    with pytest.raises(
+        ValueError, match=r"data.resolution must be a multiple of 4 for sd3, which takes no images of 18 x 18"
+    ):
         encode(data(tmp_path, resolution=18), Encoder(find_base(str(folders["sd3"]))))

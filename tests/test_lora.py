@@ -75,7 +75,7 @@ def test_diffusers_alone_draws_the_same_images(method, home, tmp_path):
     model = finished.pipeline.model
     numbers = model.prompts.numbers([PROMPT, PROMPT])
     latents = generate(finished.pipeline.velocity(), NOISE, {"prompt": numbers}, time_grid(4, 3.0))
-    ours = Decoder(model.family, pipeline.vae)(latents)
+    ours = Decoder(model.family, pipeline.vae)(latents, {})
     assert finished.results["selection"]["improved"]
     torch.testing.assert_close(ours, after, rtol=0, atol=1e-4)
     assert (after - before).abs().max() > 1e-3

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
+from PIL import Image as PILImage
 
+from .buckets import Buckets, bucket_numbers, buckets_of
 from .flow_data import FlowData
-from .images import ImagesConfig, load_images
+from .images import ImagesConfig, load_images, prepare_image
 
 OF_ALL = "prompt of all"
 """The column of the one prompt."""
+BUCKET = "bucket of the size"
+"""The column of the numbers of buckets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,9 @@ class CaptionedConfig(ImagesConfig):
     """One prompt for all images, in the place of captions ("a photo of sks dog")."""
     resolution: int = 512
     """Height and width; images are resized on the shorter side and cropped in the centre."""
+    bucket_step: int = 0
+    """Keep about the aspect ratio of each image: its size is the nearest of those in multiples of so many pixels (64, say) whose area is at most
+    resolution^2. 0: every image is a square."""
     base_prompts: str = ""
     """A text file of prompts, one a line, by which the base is to be kept (replay); empty for a general list that comes with the package."""
 
@@ -34,6 +43,8 @@ class CaptionedConfig(ImagesConfig):
         super().__post_init__()
         if self.streaming:
             raise ValueError("captioned data are encoded once and kept: set data.streaming to false.")
+        if self.bucket_step:
+            buckets_of(self.resolution, self.bucket_step)
         if self.channels != 3:
             raise ValueError(f"text-to-image models make colour images: data.channels must be 3, got {self.channels}.")
 
@@ -51,16 +62,39 @@ def load_captioned(config: CaptionedConfig) -> FlowData:
             f"{config.path} has no column {column!r} of captions; its columns are {', '.join(splits['train'].column_names)}: choose one as "
             "data.caption_column, give data.prompt, one prompt for all images, or write captions into metadata.jsonl."
         )
+    sized = (
+        _sized(images, splits, config) if config.bucket_step else replace(images, splits=splits, condition_columns={})
+    )
     return replace(
-        images,
-        splits=splits,
-        condition_columns={},
+        sized,
         label_names=[],
         caption_column=column,
         base_prompts=read_prompts(config.base_prompts),
         base_samples=config.base_samples,
         facts={**images.facts, **({"prompt": config.prompt} if config.prompt else {})},
     )
+
+
+def _sized(images: FlowData, splits: dict[str, Dataset], config: CaptionedConfig) -> FlowData:
+    """The data with images of several sizes on one canvas, and in the condition `size` the number of each one's bucket."""
+    buckets = buckets_of(config.resolution, config.bucket_step)
+    numbers = {name: bucket_numbers(rows, images.sample_column, buckets) for name, rows in splits.items()}
+    return replace(
+        images,
+        splits={name: rows.add_column(BUCKET, numbers[name]) for name, rows in splits.items()},
+        event_shape=(config.channels, *buckets.canvas),
+        decode=partial(_on_canvas, buckets=buckets, channels=config.channels),
+        condition_columns={"size": BUCKET},
+        buckets=buckets,
+    )
+
+
+def _on_canvas(image: PILImage.Image, buckets: Buckets, channels: int) -> np.ndarray:
+    """(channels, *canvas) uint8: the image in the size of its bucket, in the upper left."""
+    pixels = prepare_image(image, buckets.sizes[buckets.nearest(image.height, image.width)], channels)
+    canvas = np.zeros((channels, *buckets.canvas), np.uint8)
+    canvas[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    return canvas
 
 
 def _with_prompt(rows: Dataset, prompt: str) -> Dataset:

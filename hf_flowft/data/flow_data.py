@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..batch import Batch
+from .buckets import Buckets
 from .normalisation import Normalisation
 from .reading import RowReader
 from .splits import require_columns
@@ -31,7 +32,8 @@ class FlowData:
     large to be stored once a row. `caption_column`: texts for models that read them, `prompts`: what the numbers in the condition `prompt` mean
     once they have been read, `base_prompts`: those by which the base is to be
     kept, and `base_samples`: on how many of its samples that is measured. `pictured`: conditions that pictures show, in the place of those of the
-    first rows; `to_images`: what makes images in [0, 1] of samples that are none themselves (latents), in model units. `facts` (source, revision,
+    first rows; `to_images`: what makes images in [0, 1] of samples that are none themselves (latents), in model units, and of their conditions.
+    `buckets`: what the numbers in the condition `size` mean, for images of several sizes. `facts` (source, revision,
     licence ...) go to results and card. With a `stream`, training reads from there, and the split `train` is a sample of it: for statistics, labels
     and banks of pairs.
     """
@@ -52,7 +54,8 @@ class FlowData:
     base_prompts: list[str] = field(default_factory=list)
     base_samples: int = 0
     pictured: dict[str, Tensor] = field(default_factory=dict)
-    to_images: Callable[[Tensor], Tensor] | None = None
+    to_images: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
+    buckets: Buckets | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     stream: RowStream | None = None
 
@@ -129,10 +132,10 @@ class FlowData:
         """The conditions of a whole split (all, or some by argument), without reading its samples."""
         return self.reader.conditions(self.splits[split], list(self.condition_columns) if keys is None else keys)
 
-    def to_unit(self, samples: Tensor) -> Tensor:
-        """Model units to [0, 1], as image files have them."""
+    def to_unit(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Model units to [0, 1], as image files have them; `condition`: what the samples were drawn under."""
         if self.to_images is not None:
-            return self.to_images(samples)
+            return self.to_images(samples, condition)
         low, high = self.facts.get("value_range", (0.0, 1.0))
         return (self.normalisation.undo(samples) - low) / (high - low)
 

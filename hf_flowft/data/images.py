@@ -30,11 +30,13 @@ class ImagesConfig(SourceConfig):
     """1 for grey, 3 for colour."""
 
 
-def prepare_image(image: PILImage.Image, resolution: int, channels: int) -> np.ndarray:
-    """A PIL image as (channels, resolution, resolution) uint8: shorter side resized (bicubic), centre cropped."""
-    fitted = ImageOps.fit(
-        image.convert("L" if channels == 1 else "RGB"), (resolution, resolution), PILImage.Resampling.BICUBIC
-    )
+def prepare_image(image: PILImage.Image, size: tuple[int, int], channels: int) -> np.ndarray:
+    """A PIL image as (channels, height, width) uint8: resized (bicubic) until it covers the size, centre cropped.
+
+    Args: `size`: height and width; `channels`: 1 for grey, 3 for colour.
+    """
+    grey_or_colour = image.convert("L" if channels == 1 else "RGB")
+    fitted = ImageOps.fit(grey_or_colour, size[::-1], PILImage.Resampling.BICUBIC)
     array = np.asarray(fitted, dtype=np.uint8)
     return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
 
@@ -60,7 +62,7 @@ def load_images(config: ImagesConfig) -> FlowData:
         event_shape=(config.channels, config.resolution, config.resolution),
         normalisation=Normalisation(127.5, 127.5),
         sample_column=config.image_column,
-        decode=partial(prepare_image, resolution=config.resolution, channels=config.channels),
+        decode=partial(prepare_image, size=(config.resolution, config.resolution), channels=config.channels),
         condition_columns={"class_labels": config.label_column} if config.label_column else {},
         is_image=True,
         label_names=list(label.names) if isinstance(label, ClassLabel) else [],

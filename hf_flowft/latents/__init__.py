@@ -1,6 +1,6 @@
 """Text-to-image pipelines of diffusers whose transformers are flows of latents: opened, encoded for, trained as any other velocity, saved."""
 
-from .encoding import Decoder, Encoder, encode
+from .encoding import Decoder, Encoder, encode, sizes_like
 from .family import LatentFamily
 from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
@@ -28,5 +28,6 @@ __all__ = [
     "keep_samples",
     "merge",
     "own_samples",
+    "sizes_like",
     "start_adapter",
 ]

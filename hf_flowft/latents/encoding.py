@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Array2D, Array3D, Dataset, Features, Value
 from datasets import Sequence as Series
@@ -23,7 +24,9 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from ..batch import Batch
 from ..data import FlowData, Normalisation
+from ..data.buckets import Buckets
 from ..repository import read_json
 from .family import LatentFamily
 from .opening import LatentBase
@@ -63,10 +66,17 @@ class Encoder:
         """Raises: ValueError for images that the autoencoder and the transformer do not divide evenly."""
         config = read_json(self.base.folder / "transformer" / "config.json")
         unit = self.pipeline.vae_scale_factor * self.base.family.patch(config)
-        if any(size % unit for size in data.event_shape[1:]):
+        what = "data.resolution" if data.buckets is None else "data.bucket_step"
+        bad = next((size for size in _sizes(data) if any(length % unit for length in size)), None)
+        if bad is not None:
             raise ValueError(
-                f"data.resolution must be a multiple of {unit} for {self.base.name}, got {data.event_shape[1]}."
+                f"{what} must be a multiple of {unit} for {self.base.name}, which takes no images of {bad[0]} x {bad[1]} pixels."
             )
+
+    @property
+    def downscaling(self) -> int:
+        """How many times smaller than its image a latent is."""
+        return self.base.family.downscaling(read_json(self.base.folder / "vae" / "config.json"))
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -83,13 +93,33 @@ class Encoder:
         numbers = table.numbers(data.splits[split][data.caption_column][:]).tolist()
         for start in self._blocks(len(numbers), f"images of {split}"):
             index = range(start, min(start + self.batch_size, len(numbers)))
-            pixels = data.rows(split, index).x_1.to(self.device)
-            latents = self.base.family.encode_images(self.pipeline.vae, pixels).float().cpu().numpy()
-            yield from ({"latent": latent, "prompt": numbers[row]} for row, latent in zip(index, latents, strict=True))
+            rows = data.rows(split, index)
+            sizes = {key: rows.condition[key].tolist() for key in data.condition_columns}
+            for i, latent in enumerate(self._encoded(data, rows).numpy()):
+                yield {
+                    "latent": latent,
+                    "prompt": numbers[start + i],
+                    **{key: value[i] for key, value in sizes.items()},
+                }
+
+    def _encoded(self, data: FlowData, rows: Batch) -> Tensor:
+        """Latents on the CPU; those of several sizes each without the padding of its image, on a canvas of their own."""
+        x = rows.x_1.to(self.device)
+        if data.buckets is None:
+            return self.base.family.encode_images(self.pipeline.vae, x).float().cpu()
+        canvas, latents = data.buckets.reduced(self.downscaling), dict[int, Tensor]()
+        for where, pixels, _ in data.buckets.crops(x, rows.condition["size"]):
+            some = canvas.pad(self.base.family.encode_images(self.pipeline.vae, pixels).float().cpu())
+            latents |= zip(where.tolist(), some, strict=True)
+        return torch.stack([latents[i] for i in range(len(rows))])
 
     def _blocks(self, size: int, what: str) -> Iterator[int]:
         starts = range(0, size, self.batch_size)
         return iter(tqdm(starts, desc=f"encoding {what}", disable=not self.progress, leave=False))
+
+
+def _sizes(data: FlowData) -> Sequence[tuple[int, ...]]:
+    return [data.event_shape[1:]] if data.buckets is None else data.buckets.sizes
 
 
 def _rows(prompts: list[str], tensors: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
@@ -100,18 +130,33 @@ def _rows(prompts: list[str], tensors: dict[str, Tensor]) -> Iterator[dict[str, 
 class Decoder:
     """Latents as images in [0, 1], one at a time; the autoencoder is on the device only meanwhile."""
 
-    def __init__(self, family: LatentFamily, vae: Any, device: torch.device | str = "cpu"):
+    def __init__(
+        self, family: LatentFamily, vae: Any, device: torch.device | str = "cpu", buckets: Buckets | None = None
+    ):
         self.family, self.vae, self.device = family, vae.requires_grad_(False).eval(), device
+        self.buckets, self.factor = buckets, family.downscaling(vae.config)
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor) -> Tensor:
-        """(n, *latent) -> (n, channels, height, width) on the CPU."""
+    def __call__(self, latents: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """(n, *latent) -> (n, channels, height, width) on the CPU; of several sizes, each is left in white on the canvas.
+
+        Args: `condition`: what they were drawn under, with `size` where there are several.
+        """
         self.vae.to(self.device)
         try:
-            images = [self.family.decode(self.vae, latent[None].to(self.device)).cpu() for latent in latents]
+            images = [
+                self._decoded(latent[None].to(self.device), i, condition).cpu() for i, latent in enumerate(latents)
+            ]
         finally:
             self.vae.to("cpu")
-        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+        return torch.cat(images)
+
+    def _decoded(self, latent: Tensor, row: int, condition: Mapping[str, Tensor]) -> Tensor:
+        if self.buckets is None:
+            return (self.family.decode(self.vae, latent) / 2 + 0.5).clamp(0, 1)
+        height, width = self.buckets.reduced(self.factor).sizes[int(condition["size"][row])]
+        image = self.family.decode(self.vae, latent[..., :height, :width])
+        return self.buckets.pad((image / 2 + 0.5).clamp(0, 1), value=1.0)
 
 
 def encode(data: FlowData, encoder: Encoder) -> tuple[FlowData, PromptTable]:
@@ -130,20 +175,30 @@ def encode(data: FlowData, encoder: Encoder) -> tuple[FlowData, PromptTable]:
         split: cached(folder / f"{split}.arrow", partial(encoder.images, data, split, table)) for split in data.splits
     }
     shown = table.numbers(list(dict.fromkeys([*_captions(data, "train")[:4], *data.base_prompts[:4]])))
+    buckets = data.buckets.reduced(encoder.downscaling) if data.buckets is not None else None
+    pictured = {"prompt": shown}
+    if buckets is not None:
+        pictured["size"] = sizes_like(splits["train"], len(shown))
     latents = replace(
         data,
         splits=splits,
         event_shape=tuple(splits["train"].features["latent"].shape),
+        buckets=buckets,
         normalisation=Normalisation(),
         sample_column="latent",
         decode=None,
         caption_column="",
         prompts=table.prompts,
-        condition_columns={"prompt": "prompt"},
-        pictured={"prompt": shown},
+        condition_columns={key: key for key in ("prompt", *data.condition_columns)},
+        pictured=pictured,
         facts={**data.facts, "encoded": key},
     )
     return latents, table
+
+
+def sizes_like(train: Dataset, count: int) -> Tensor:
+    """Sizes for prompts that come without an image, (count,): those of the training images in turn."""
+    return torch.from_numpy(np.resize(np.asarray(train["size"][:], dtype=np.int64), count))
 
 
 def cache_folder(key: str) -> Path:
@@ -174,7 +229,7 @@ def fingerprint(data: FlowData, encoder: Encoder) -> str:
         "family": encoder.base.family.name,
         "text_length": encoder.base.family.text_length,
         "dtype": str(encoder.dtype),
-        "size": data.event_shape,
+        "sizes": _sizes(data),
         "splits": {name: split._fingerprint for name, split in data.splits.items()},
         "columns": [data.sample_column, data.caption_column],
         "base_prompts": data.base_prompts,

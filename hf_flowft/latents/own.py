@@ -19,7 +19,7 @@ from ..randomness import keyed_generator
 from ..replay import Keep, made_anew
 from ..sampling import generate
 from ..velocity import Velocity
-from .encoding import cache_folder, cached
+from .encoding import cache_folder, cached, sizes_like
 from .model import LatentFlowModel
 from .opening import LatentBase
 
@@ -53,11 +53,13 @@ def own_samples(
 
     def rows() -> Iterator[dict[str, Any]]:
         noise = torch.randn(count, *data.event_shape, generator=keyed_generator(0, "own samples", key))
-        numbers = prompts.repeat(-(-count // len(prompts)))[:count]
+        condition = {"prompt": prompts.repeat(-(-count // len(prompts)))[:count]}
+        if data.buckets is not None:
+            condition["size"] = sizes_like(data.splits["train"], count)
         times, title = time_grid(NUM_STEPS, shift), f"samples of the base for {key}"
-        x = generate(Velocity(model), noise, {"prompt": numbers}, times, batch_size=batch_size, progress=title)
-        for latent, number in zip(x, numbers.tolist(), strict=True):
-            yield {"latent": latent.numpy(), "prompt": number}
+        x = generate(Velocity(model), noise, condition, times, batch_size=batch_size, progress=title)
+        for i, latent in enumerate(x):
+            yield {"latent": latent.numpy(), **{name: int(value[i]) for name, value in condition.items()}}
 
     return cached(cache_folder(data.facts["encoded"]) / f"{key}-{digest}.arrow", rows)
 

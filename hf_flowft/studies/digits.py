@@ -131,7 +131,8 @@ def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunC
 
     def samples(pipeline: FlowPipeline, shown: Batch, num_steps: int) -> torch.Tensor:
         sampler = Sampler(config.eval, pipeline.shift)
-        return data.to_unit(sampler(pipeline.velocity(), shown.x_0, shown.condition, num_steps))
+        drawn = sampler(pipeline.velocity(), shown.x_0, shown.condition, num_steps)
+        return data.to_unit(drawn, shown.condition)
 
     def row(pipeline: FlowPipeline, num_steps: int) -> torch.Tensor:
         return samples(pipeline, batch, num_steps)

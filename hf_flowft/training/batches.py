@@ -183,9 +183,12 @@ class Augmentation:
 
 
 class ConditionDropout:
-    """Replaces each sample's conditions, all together, by their null values with some probability: for classifier-free guidance."""
+    """Replaces each sample's conditions, all together, by their null values with some probability: for classifier-free guidance.
 
-    def __init__(self, probability: float, null_condition: dict[str, float]):
+    Args: `null_condition`: the number that stands for "none", by condition; None for one that is never dropped.
+    """
+
+    def __init__(self, probability: float, null_condition: dict[str, float | None]):
         if not 0 <= probability < 1:
             raise ValueError(f"condition_dropout must be a probability below 1, got {probability}.")
         self.probability, self.null_condition = probability, null_condition
@@ -200,6 +203,7 @@ class ConditionDropout:
             )
         condition = {}
         for key, value in batch.condition.items():
-            null = torch.full_like(value, self.null_condition[key])
-            condition[key] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), null, value)
+            null = self.null_condition[key]
+            dropped = value if null is None else torch.full_like(value, null)
+            condition[key] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), dropped, value)
         return batch.with_condition(condition)

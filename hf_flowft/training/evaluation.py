@@ -95,9 +95,9 @@ class Evaluator:
             raise ValueError(
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
+        self.has_paths = self.is_flow and config.path_numbers and data.buckets is None  # padding has paths of its own
         self.image_numbers = ImageNumbers(config, data, training_device()) if config.kid or config.clip else None
-        self._held_out: dict[str, Batch] = {}
-        self._observed: dict[str, Batch] = {}
+        self._held_out, self._observed = dict[str, Batch](), dict[str, Batch]()
         self._require_rows()
 
     def _require_rows(self) -> None:
@@ -269,7 +269,7 @@ class Evaluator:
         draws = [self._of_one_draw(velocity, held_out, train, repeat) for repeat in range(self.config.num_repeats)]
         numbers = {name: mean_and_error([draw[name] for draw in draws]) for name in draws[0]}
         numbers["nearest_train_of_test"] = {"value": float(nearest_distance(held_out.x_1, train))}
-        if self.is_flow and self.config.path_numbers:
+        if self.has_paths:
             noise, size = self._noise(held_out, "paths"), self._at_once
             evaluations = adaptive_evaluations(velocity, noise, held_out.condition, batch_size=size)
             numbers["nfe_dopri5"] = {"value": float(evaluations)}
@@ -285,7 +285,7 @@ class Evaluator:
         if not self.is_flow:
             return numbers
         numbers["held_out_loss"] = self._held_out_loss(velocity, held_out, repeat)
-        if self.config.path_numbers:
+        if self.has_paths:
             noise, size = self._noise(held_out, "paths", repeat), self._at_once
             geometry = path_geometry(velocity, noise, held_out.condition, num_steps=16, batch_size=size)
             numbers |= {"path_length": geometry.path_length, "straightness": geometry.straightness}

@@ -32,11 +32,11 @@ class ImageNumbers:
 
     def __call__(self, samples: Tensor, held_out: Batch) -> dict[str, float]:
         """`samples`: one for each held-out row, in model units."""
-        images, numbers = self.data.to_unit(samples), {}
+        images, numbers = self.data.to_unit(samples, held_out.condition), {}
         if self.features is not None:
             truth = self._seen.get(id(held_out))
             if truth is None:  # a split is judged often, and stays the same object
-                truth = self._seen[id(held_out)] = self.features(self.data.to_unit(held_out.x_1))
+                truth = self._seen[id(held_out)] = self.features(self.data.to_unit(held_out.x_1, held_out.condition))
             numbers["kid"] = kid(self.features(images), truth)
         if self.score is not None:
             captions = [self.data.prompts[number] for number in held_out.condition["prompt"].tolist()]

@@ -23,6 +23,7 @@ from ..latents import (
     find_base,
     keep_samples,
     own_samples,
+    sizes_like,
     start_adapter,
 )
 from ..schedulers import FlowODEScheduler
@@ -101,18 +102,22 @@ def latent_trainee(
     latents, table = encode(data, encoder)
     encoder.forget()
     pipeline = base.generator(dtype)
-    model = LatentFlowModel(pipeline.transformer, base.family, table, guidance).to(device).eval()
-    shift = base.family.shift(pipeline.scheduler, model.transformer, latents.event_shape)
-    latents.to_images = Decoder(base.family, pipeline.vae, device)
+    model = LatentFlowModel(pipeline.transformer, base.family, table, guidance, latents.buckets).to(device).eval()
+    square = data.event_shape[1:] if data.buckets is None else data.buckets.sizes[0]
+    factor = base.family.downscaling(pipeline.vae.config)
+    shape = (latents.event_shape[0], *(length // factor for length in square))
+    shift = base.family.shift(pipeline.scheduler, model.transformer, shape)  # all sizes have about as many tokens
+    latents.to_images = Decoder(base.family, pipeline.vae, device, data.buckets)
     latents.facts["text_to_image"] = {
         "pipeline": base.family.pipeline,
         "base": base.name,
         "adapter": is_adapter,
         "prompt": data.facts.get("prompt") or table.prompts[1],
         "trigger": data.facts.get("prompt", ""),
-        "size": list(data.event_shape[1:]),
+        "size": list(square),
     }
-    description = {"coupling": "independent", "null_condition": {"prompt": NOTHING}}
+    nulls = {key: NOTHING if key == "prompt" else None for key in latents.condition_columns}
+    description = {"coupling": "independent", "null_condition": nulls}
     replay = table.numbers(data.base_prompts)
     if data.base_samples:
         replay, *held_out = deal_prompts(replay)
@@ -120,6 +125,8 @@ def latent_trainee(
             count, size = data.base_samples, encoder.batch_size
             latents.splits[split] = own_samples(model, base, latents, numbers, shift, count, size, split)
     conditions = {"prompt": replay}
+    if latents.buckets is not None:
+        conditions["size"] = sizes_like(latents.splits["train"], len(replay))
     scheduler = FlowODEScheduler(shift=shift)
     start = LatentPipeline(model, scheduler, description, conditions, base, is_adapter)
     return Trainee(model, scheduler, start, data=latents, keep=keep_samples(model, base, latents))

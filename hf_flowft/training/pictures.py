@@ -77,7 +77,7 @@ class SamplePictures(Callback):
         steps = list(self.rows)
         shown = steps if len(steps) <= 8 else [*steps[:: -(-len(steps) // 7)], steps[-1]]
         rows = {f"step {step}": self.rows[step] for step in shown}
-        show_samples(rows, self.data, self.path, "the same noise over training")
+        show_samples(rows, condition, self.data, self.path, "the same noise over training")
 
     def _keep(self) -> None:
         temporary = self.kept.with_suffix(".tmp")
@@ -86,13 +86,13 @@ class SamplePictures(Callback):
         os.replace(temporary, self.kept)
 
 
-def show_samples(rows: dict[str, Tensor], data: FlowData, path: Path, title: str) -> None:
-    """Rows of images, or panels of points."""
+def show_samples(rows: dict[str, Tensor], condition: dict[str, Tensor], data: FlowData, path: Path, title: str) -> None:
+    """Rows of images, or panels of points; each row was drawn under `condition`."""
     if data.is_image:
         names = (
             [data.label_names[i] for i in data.labels()[:NUM_IMAGES]] if _one_a_label(data) and data.label_names else ()
         )
-        figures.image_rows({name: data.to_unit(x) for name, x in rows.items()}, path, names, title)
+        figures.image_rows({name: data.to_unit(x, condition) for name, x in rows.items()}, path, names, title)
     else:
         figures.scatter_panels({name: data.normalisation.undo(x) for name, x in rows.items()}, path, title=title)
 
@@ -112,7 +112,7 @@ def run_figures(
             for name, velocity in models.items()
             for n in sampler.steps([1, 2, 16])
         }
-        show_samples(rows, data, out / "samples.png", "")
+        show_samples(rows, batch.condition, data, out / "samples.png", "")
     history = results["train"]["history"]
     figures.curves(
         {"loss": ([e["step"] for e in history], [e["loss"] for e in history])},

@@ -133,7 +133,7 @@ class Run:
         return float(self.trainee.scheduler.config.get("shift", 1.0))
 
     @property
-    def null_condition(self) -> dict[str, float]:
+    def null_condition(self) -> dict[str, float | None]:
         """What stands for "no condition": what the base was trained with, or the label after the last and a vector of zeros."""
         known = self.base.description.get("null_condition") if self.base is not None else None
         last = float(label_rows(self.trainee.model) - 1)

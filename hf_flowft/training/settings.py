@@ -127,7 +127,8 @@ class EvalConfig:
     clip: str = ""
     """For text-to-image models: a CLIP model (folder or repository) whose score of samples and captions is reported too; empty for none."""
     path_numbers: bool = True
-    """Report the shape of the sampling paths and the evaluations of an adaptive solver too: hundreds of evaluations of the network a sample."""
+    """Report the shape of the sampling paths and the evaluations of an adaptive solver too: hundreds of evaluations of the network a sample.
+    Not for images of several sizes."""
     max_samples: int = 2000
     """Held-out rows used at most."""
     batch_size: int = 1024

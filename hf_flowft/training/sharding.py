@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..latents import LatentFlowModel
 from ..objectives import Objective, ReconstructionObjective
 from .step import TrainStep
 
@@ -42,10 +43,16 @@ def _held_beside_modules(objective: Objective) -> list[Any]:
 
 
 def _blocks(step: TrainStep) -> list[nn.Module]:
-    """What is gathered by itself; nothing for losses that solve: they differentiate by weights they look up between two calls."""
+    """What is gathered by itself.
+
+    Nothing for losses that solve: they differentiate by weights they look up between two calls.  Nor for latents of several sizes: processes
+    that see other sizes call their blocks another number of times.
+    """
     if any(isinstance(part, ReconstructionObjective) for part in step.objective.modules()):
         return []
     models = [part for part in step.modules() if isinstance(part, ModelMixin)]
+    if any(isinstance(model, LatentFlowModel) and model.buckets is not None for model in models):
+        return []
     names = {name for model in models for name in model._no_split_modules or ()}
     return [part for part in step.modules() if type(part).__name__ in names]
 

@@ -64,7 +64,7 @@ class FlowTrainer:
         seed: int = 0,
         rows: Rows | None = None,
         shift: float = 1.0,
-        null_condition: dict[str, float] | None = None,
+        null_condition: dict[str, float | None] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
         rollouts: Callable[[Velocity, str, int, int], list[float]] | None = None,
