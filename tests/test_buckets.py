@@ -15,6 +15,7 @@ from hf_flowft.data.buckets import Buckets, buckets_of
 from hf_flowft.latents import FAMILIES, NOTHING
 from hf_flowft.sampling import generate
 from hf_flowft.solvers import integrate
+from hf_flowft.training.report import report
 from hf_flowft.training.sharding import _blocks
 from hf_flowft.velocity import Velocity
 
@@ -212,11 +213,11 @@ def test_pictures_show_each_size_on_white(home, tmp_path):
 
 def test_numbers_of_paths_are_those_of_samples(home, tmp_path):
     """The padding would count in the length of a path, and its end keeps an adaptive solver busy: with buckets they are not reported."""
-    evaluator = run(home, tmp_path / "run", **{"eval.path_numbers": True}).trainer.evaluator
-    assert not evaluator.has_paths
-    assert run(
-        home, tmp_path / "square", **{"eval.path_numbers": True, "data.bucket_step": 0}
-    ).trainer.evaluator.has_paths
+    options = {"eval.path_numbers": True, "eval.max_samples": 3, "eval.num_repeats": 1}
+    for step, paths in ((4, set()), (0, {"path_length", "straightness", "nfe_dopri5"})):
+        built = run(home, tmp_path / str(step), **options, **{"data.bucket_step": step})
+        numbers = report(built.trainer.evaluator, Velocity(built.trainee.model))
+        assert {"path_length", "straightness", "nfe_dopri5"} & set(numbers) == paths
 
 
 def test_models_of_several_sizes_are_gathered_whole(home, tmp_path):

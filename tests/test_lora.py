@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 from test_resume import assert_same, last_weights
 from tiny_latents import PIPELINES, captioned, saved, settings
@@ -294,6 +295,10 @@ def test_the_card_says_how_diffusers_loads_it(home, tmp_path):
     assert "SD3Transformer2DModel" in card
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
+    shown = ModelCard(card).data.to_dict()["widget"]
+    assert [entry["text"] for entry in shown] == ["a photo of sks", "a white circle", "a red ground"]
+    for entry in shown:
+        assert PILImage.open(tmp_path / "run" / entry["output"]["url"]).size == (16, 16)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["base_model"]["relation"] == "adapter"
     assert results["data"]["text_to_image"]["pipeline"] == "StableDiffusion3Pipeline"

@@ -21,6 +21,8 @@ def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, A
     """
     tag = KINDS[results.get("predicts", "velocity")][0]
     metadata = common(config["hub"]["licence"], results["data"], tag)
+    if results.get("widget"):  # results of earlier versions have none
+        metadata["widget"] = [{"text": shown["text"], "output": {"url": shown["image"]}} for shown in results["widget"]]
     base = results["base_model"]
     if base is not None and base["source"] == "hub":
         metadata |= {"base_model": base["id"], "base_model_relation": base["relation"]}

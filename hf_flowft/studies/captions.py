@@ -83,9 +83,9 @@ COMMON: dict[str, Any] = {
     "train.num_steps": 400,
     "train.ema_decay": 0.98,
     "eval.metric": "energy",
-    "eval.every": 100,
-    "eval.num_repeats": 4,
-    "eval.max_samples": 256,
+    "eval.every": 200,
+    "eval.num_repeats": 2,
+    "eval.max_samples": 128,
     "eval.select_num_steps": [28],
     "eval.report_num_steps": list(STEPS),
     "eval.path_numbers": False,
@@ -104,6 +104,8 @@ BASE: dict[str, Any] = {
     "train.condition_dropout": 0.1,
     "train.checkpoint_every": 500,
     "eval.every": 1000,
+    "eval.num_repeats": 4,
+    "eval.max_samples": 256,
 }
 SMALL: dict[str, Any] = {
     "train.num_steps": 2,
@@ -155,7 +157,7 @@ def prepare(folder: Path, data: str, number: int, vae_steps: int) -> None:
 
 def settings_of(folder: Path, row: Row, seed: int) -> dict[str, Any]:
     """What a row takes from where: the new digits, the prompts of the old ones, and its start."""
-    given = {"data.path": folder / "new.parquet", "data.base_prompts": folder / "prompts.txt", "data.base_samples": 256}
+    given = {"data.path": folder / "new.parquet", "data.base_prompts": folder / "prompts.txt", "data.base_samples": 128}
     rows = ParquetFile(folder / "new.parquet").metadata.num_rows
     spare = 1 - 1.1 * SHOTS / rows
     split = {"data.train_size": SHOTS, "data.validation": 0.45 * spare, "data.test": 0.55 * spare}

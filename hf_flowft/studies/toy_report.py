@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..results import RESULTS_VERSION, environment, write_json
+from ..results import RESULTS_VERSION, environment, mean_and_error, write_json
 from ..tables import markdown_table, number
-from ..training.evaluation import mean_and_error
 from .toy import BASELINES, TABLE_STEPS, TITLES, ToyStudy
 from .toy_metrics import BAD
 

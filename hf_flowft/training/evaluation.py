@@ -1,4 +1,4 @@
-"""Judging a velocity: the selection metric on the validation split, and the report on the test split."""
+"""Judging a velocity: samples, the selection metric, and the rows and the noise it is measured with."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from ..batch import Batch
 from ..conventions import Prediction
 from ..data import FlowData
 from ..metrics.distances import frechet_distance
-from ..metrics.flow import adaptive_evaluations, held_out_loss, path_geometry
+from ..metrics.flow import held_out_loss
 from ..metrics.held_out import energy_metric, reconstruction_error
-from ..metrics.modes import diversity, nearest_distance
 from ..models.looking import look
 from ..randomness import keyed_generator
-from ..results import mean_and_error
 from ..velocity import Velocity
 from .diversity import NUM_OBSERVATIONS, action_diversity
-from .image_numbers import DIRECTIONS, ImageNumbers
+from .image_numbers import ImageNumbers
 from .processes import training_device
 from .samplers import Sampler
 from .settings import EvalConfig
@@ -30,16 +28,6 @@ from .settings import EvalConfig
 SampleMetric = Callable[[Tensor, Batch], float]
 """metric(samples, held_out) -> a number, lower is better; samples and `held_out.x_1` are in model units and share their conditions."""
 ENERGY_MAX_SIZE = 256
-FLOW_NUMBERS = {
-    "held_out_loss": "lower",
-    "path_length": "lower",
-    "straightness": "lower",
-    "nfe_dopri5": "lower",
-    "nearest_train": "neither",
-    "nearest_train_of_test": "neither",
-    "diversity": "neither",
-}
-"""What the report says of the flow itself and its samples, and which direction is better."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,6 @@ class Evaluator:
             raise ValueError(
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
-        self.has_paths = self.is_flow and config.path_numbers and data.buckets is None  # padding has paths of its own
         self.image_numbers = ImageNumbers(config, data, training_device()) if config.kid or config.clip else None
         self._held_out, self._observed = dict[str, Batch](), dict[str, Batch]()
         self._require_rows()
@@ -149,7 +136,7 @@ class Evaluator:
 
     def samples(self, velocity: Velocity, held_out: Batch, num_steps: int, repeat: int) -> Tensor:
         """One sample for each held-out row, under its condition, from noise keyed by the repeat."""
-        return self.sampler(velocity, self._noise(held_out, repeat), held_out.condition, num_steps)
+        return self.sampler(velocity, self.noise(held_out, repeat), held_out.condition, num_steps)
 
     def distances(self, velocity: Velocity, split: str, num_steps: int) -> list[float]:
         """The metric on a split at a number of steps: a number for each repeat, or for each episode; the same ones for every model."""
@@ -161,8 +148,11 @@ class Evaluator:
     def _distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
         held_out = self.held_out(split)
         if self.metric_name == "held_out_loss":
-            return self._held_out_loss(velocity, held_out, repeat)
-        samples = self.samples(velocity, held_out, num_steps, repeat)
+            return self.held_out_loss(velocity, held_out, repeat)
+        return self.distance_of(self.samples(velocity, held_out, num_steps, repeat), held_out)
+
+    def distance_of(self, samples: Tensor, held_out: Batch) -> float:
+        """The metric of samples, one for each held-out row under its condition."""
         if self.user_metric is not None:
             return float(self.user_metric(samples, held_out))
         if self.metric_name == "frechet":
@@ -171,7 +161,8 @@ class Evaluator:
             return reconstruction_error(samples, held_out)
         return energy_metric(samples, held_out)
 
-    def _held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
+    def held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
+        """The flow-matching loss at the noise and times of a repeat."""
         generator = keyed_generator(self.seed, "held out loss", repeat)
         return held_out_loss(
             velocity, held_out.x_1, held_out.condition, generator=generator, batch_size=self.config.batch_size
@@ -189,19 +180,23 @@ class Evaluator:
         """
         if "policy" not in self.data.facts:
             return None
-        if split not in self._observed:
-            count = self.data.counts[split]
-            index = torch.linspace(0, count - 1, min(count, NUM_OBSERVATIONS)).long().unique().tolist()
-            self._observed[split] = self.data.rows(split, index)
         with torch.no_grad():
-            seen = look(velocity.model, self._observed[split].to(velocity.device).condition)
-        observed = self._observed[split].with_condition(seen)
+            seen = look(velocity.model, self.observed(split).to(velocity.device).condition)
+        observed = self.observed(split).with_condition(seen)
 
         def measured(steps: int) -> float:
             generator = keyed_generator(self.seed, "action diversity")
             return action_diversity(lambda x, c: self.sampler(velocity, x, c, steps), observed, generator)
 
         return sum(map(measured, self.select_steps)) / len(self.select_steps)
+
+    def observed(self, split: str) -> Batch:
+        """The rows of a split under whose observations the diversity of actions is measured."""
+        if split not in self._observed:
+            count = self.data.counts[split]
+            index = torch.linspace(0, count - 1, min(count, NUM_OBSERVATIONS)).long().unique().tolist()
+            self._observed[split] = self.data.rows(split, index)
+        return self._observed[split]
 
     def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
         steps = self.select_steps[:1] if self.metric_name == "held_out_loss" else self.select_steps
@@ -215,86 +210,6 @@ class Evaluator:
         sampled = {"solver": self.sampler.solver, "report_num_steps": self.report_steps}
         return {"metric": self.metric_name, **sampled, **kept, "seed": self.seed}
 
-    def report(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
-        """Every number of the report, on the test splits: name -> value, count, direction; stderr, repeats and their values where noise is drawn."""
-        domains = {self.test_split: "target"} | (
-            {"base_test": "base_domain"} if "base_test" in self.data.splits else {}
-        )
-        metrics: dict[str, dict[str, Any]] = {}
-        for split, domain in domains.items():
-            metrics |= self._curve(velocity, split, domain) | self._image_curve(velocity, split, domain)
-        return {**metrics, **self._policy_numbers(velocity), **self._more_numbers(velocity, self.test_split)}
-
-    def _policy_numbers(self, velocity: Velocity) -> dict[str, dict[str, Any]]:
-        """Of a policy: the error of one chunk under each held-out observation at the numbers of steps of the selection, and the action diversity."""
-        spread = self.action_diversity(velocity, self.test_split)
-        if spread is None:
-            return {}
-        numbers: dict[str, dict[str, Any]] = {}
-        held_out, draws = self.held_out(self.test_split), range(self.config.num_repeats)
-        for n in self.select_steps if self.metric_name != "reconstruction" else []:
-            values = [reconstruction_error(self.samples(velocity, held_out, n, draw), held_out) for draw in draws]
-            numbers[f"reconstruction@{n}"] = {**mean_and_error(values), "count": len(held_out), "direction": "lower"}
-        count = len(self._observed[self.test_split])
-        return {**numbers, "action_diversity": {"value": spread, "count": count, "direction": "neither"}}
-
-    def _curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
-        count = len(self.held_out(split))
-        if self.rollouts is not None:
-            count = self.config.episodes * self.config.num_repeats
-        if self.metric_name == "held_out_loss":
-            values = self.distances(velocity, split, 1)
-            return {f"{domain}/held_out_loss": {**mean_and_error(values), "count": count, "direction": "lower"}}
-        result = {}
-        for n in self.report_steps:
-            values = self.distances(velocity, split, n)
-            entry = mean_and_error(values) | {"count": count, "direction": "lower"}
-            result[f"{domain}/{self.metric_name}@{n}"] = entry
-        return result
-
-    def _image_curve(self, velocity: Velocity, split: str, domain: str) -> dict[str, dict[str, Any]]:
-        if self.image_numbers is None:
-            return {}
-        held_out, result, repeats = self.held_out(split), {}, range(self.config.num_repeats)
-        for n in self.report_steps:
-            draws = [self.image_numbers(self.samples(velocity, held_out, n, repeat), held_out) for repeat in repeats]
-            for name in draws[0]:
-                entry = mean_and_error([draw[name] for draw in draws])
-                result[f"{domain}/{name}@{n}"] = entry | {"count": len(held_out), "direction": DIRECTIONS[name]}
-        return result
-
-    def _more_numbers(self, velocity: Velocity, split: str) -> dict[str, dict[str, Any]]:
-        held_out = self.held_out(split).rows(slice(0, 256))
-        train = self.data.samples("train", range(min(self.data.counts["train"], self.config.max_samples)))
-        draws = [self._of_one_draw(velocity, held_out, train, repeat) for repeat in range(self.config.num_repeats)]
-        numbers = {name: mean_and_error([draw[name] for draw in draws]) for name in draws[0]}
-        numbers["nearest_train_of_test"] = {"value": float(nearest_distance(held_out.x_1, train))}
-        if self.has_paths:
-            noise, size = self._noise(held_out, "paths"), self._at_once
-            evaluations = adaptive_evaluations(velocity, noise, held_out.condition, batch_size=size)
-            numbers["nfe_dopri5"] = {"value": float(evaluations)}
-        return {
-            name: {**numbers[name], "count": len(held_out), "direction": direction}
-            for name, direction in FLOW_NUMBERS.items()
-            if name in numbers
-        }
-
-    def _of_one_draw(self, velocity: Velocity, held_out: Batch, train: Tensor, repeat: int) -> dict[str, float]:
-        samples = self.samples(velocity, held_out, max(self.report_steps), repeat)
-        numbers = {"nearest_train": nearest_distance(samples, train), "diversity": diversity(samples)}
-        if not self.is_flow:
-            return numbers
-        numbers["held_out_loss"] = self._held_out_loss(velocity, held_out, repeat)
-        if self.has_paths:
-            noise, size = self._noise(held_out, "paths", repeat), self._at_once
-            geometry = path_geometry(velocity, noise, held_out.condition, num_steps=16, batch_size=size)
-            numbers |= {"path_length": geometry.path_length, "straightness": geometry.straightness}
-        return numbers
-
-    @property
-    def _at_once(self) -> int:
-        """Samples of a batch in the numbers of paths; an adaptive solver's count depends on it."""
-        return min(256, self.config.batch_size)
-
-    def _noise(self, held_out: Batch, *key: int | str) -> Tensor:
+    def noise(self, held_out: Batch, *key: int | str) -> Tensor:
+        """The noise of a key, for each held-out row."""
         return torch.randn(held_out.x_1.shape, generator=keyed_generator(self.seed, "evaluation", *key))

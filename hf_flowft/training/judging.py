@@ -13,11 +13,12 @@ from .config import RunConfig
 from .evaluation import Evaluator
 from .latents import LoRAConfig
 from .models import PretrainedConfig, check_fits
+from .report import report
 from .run import load_data
 
 
 def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
-    """The report of a run (see `Evaluator.report`) for the pipeline or adapter at `path`, by the data, eval and seed of a config.
+    """The report of a run (see `report`) for the pipeline or adapter at `path`, by the data, eval and seed of a config.
 
     Of captioned data `path` is a pipeline of diffusers, or an adapter of the config's `model.path`.
     Raises: ValueError when there is neither, or it does not fit the data.
@@ -28,7 +29,7 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     pipeline = FlowPipeline.from_pretrained(path)
     check_fits(pipeline, path, data)
     data.adopt(pipeline.description)
-    return Evaluator(data, config.eval, config.seed, pipeline.shift).report(pipeline.velocity())
+    return report(Evaluator(data, config.eval, config.seed, pipeline.shift), pipeline.velocity())
 
 
 def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
@@ -37,7 +38,7 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
     else:
         trainee = PretrainedConfig(path=path).build(data, 0, config.seed)
     velocity = trainee.reference or Velocity(trainee.model)
-    return Evaluator(trainee.data, config.eval, config.seed, trainee.base.shift).report(velocity)
+    return report(Evaluator(trainee.data, config.eval, config.seed, trainee.base.shift), velocity)
 
 
 def _is_whole(path: str) -> bool:

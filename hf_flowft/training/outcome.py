@@ -16,6 +16,7 @@ from ..objectives import ReconstructionObjective
 from ..results import RESULTS_VERSION, changes, environment, public_name
 from .diversity import collapse
 from .models import ViscosityConfig
+from .report import report
 from .step import TrainResult
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def run_results(run: Run, result: TrainResult) -> dict[str, Any]:
     """The whole of it; the report on the test split is measured here. Figures are added by who draws them."""
     evaluator, base = run.trainer.evaluator, run.base
-    metrics = {name: evaluator.report(velocity) for name, velocity in run.models(result).items()}
+    metrics = {name: report(evaluator, velocity) for name, velocity in run.models(result).items()}
     return {
         "format_version": RESULTS_VERSION,
         "name": run.folder.name,
@@ -60,6 +61,7 @@ def run_results(run: Run, result: TrainResult) -> dict[str, Any]:
         "certificate": _certificate(result.model),
         "environment": environment(),
         "figures": [],
+        "widget": [],
     }
 
 

@@ -14,6 +14,7 @@ from .. import figures
 from ..batch import Batch
 from ..cards.changes import in_words
 from ..data import FlowData
+from ..pipelines.output import to_pil
 from ..randomness import keyed_generator
 from ..velocity import Velocity
 from .callbacks import Callback
@@ -99,12 +100,13 @@ def show_samples(rows: dict[str, Tensor], condition: dict[str, Tensor], data: Fl
 
 def run_figures(
     folder: Path, data: FlowData, models: dict[str, Velocity], results: dict[str, Any], seed: int, sampler: Sampler
-) -> list[str]:
-    """Write the figures of a finished run; returns their paths within the folder.
+) -> dict[str, list[Any]]:
+    """Write the figures of a finished run.
 
     `models`: "base" (where there is one) and "result", as fields; `sampler`: how they are sampled.
+    Returns: `figures`, their paths within the folder, and `widget`, prompts each with the path of an image, for the page of the Hub.
     """
-    out = folder / "figures"
+    out, widget = folder / "figures", list[dict[str, str]]()
     if can_be_shown(data):
         batch = pictured(data, seed)
         rows = {
@@ -113,6 +115,9 @@ def run_figures(
             for n in sampler.steps([1, 2, 16])
         }
         show_samples(rows, batch.condition, data, out / "samples.png", "")
+        widget = (
+            _write_prompted(list(rows.values())[-1], batch.condition, data, out / "prompts") if data.prompts else []
+        )
     history = results["train"]["history"]
     figures.curves(
         {"loss": ([e["step"] for e in history], [e["loss"] for e in history])},
@@ -122,7 +127,17 @@ def run_figures(
     )
     _selection_figure(results, out / "selection.png")
     _steps_figure(results, out / "steps.png")
-    return [f"figures/{path.name}" for path in sorted(out.glob("*.png"))]
+    return {"figures": [f"figures/{path.name}" for path in sorted(out.glob("*.png"))], "widget": widget}
+
+
+def _write_prompted(samples: Tensor, condition: dict[str, Tensor], data: FlowData, out: Path) -> list[dict[str, str]]:
+    """An image of its own for each prompt."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for i, image in enumerate(to_pil(data.to_unit(samples, condition), (0, 1))):
+        image.save(out / f"{i}.png")
+        found.append({"text": data.prompts[int(condition["prompt"][i])], "image": f"figures/prompts/{i}.png"})
+    return found
 
 
 def _selection_figure(results: dict[str, Any], path: Path) -> None:

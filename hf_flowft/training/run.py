@@ -229,7 +229,7 @@ class Run:
         results = run_results(self, result)
         with appearing(self.folder / "pipeline") as folder:
             pipeline.save_pretrained(folder)
-        results["figures"] = run_figures(
+        results |= run_figures(
             self.folder, self.data, self.models(result), results, self.config.seed, self.trainer.evaluator.sampler
         )
         results["figures"] += self._videos(result)
