@@ -11,10 +11,12 @@ from tiny import digits, toy
 from tiny_latents import PIPELINES, captioned, clip_tokenizer, saved, settings
 from torch.nn import functional
 
-from hf_flowft import EvalConfig, Run, load_config
+from hf_flowft import EvalConfig, Run, Velocity, VelocityMLP, load_config
 from hf_flowft.metrics.distances import kid
 from hf_flowft.metrics.image_features import CLIPScore, ImageFeatures
+from hf_flowft.training.evaluation import Evaluator
 from hf_flowft.training.image_numbers import ImageNumbers
+from hf_flowft.training.report import report
 
 
 def photographs(path, number):
@@ -97,6 +99,25 @@ def test_only_images_have_such_numbers(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"pip install hf_flowft\[metrics\]"):
         ImageNumbers(EvalConfig(kid=True), digits())
+
+
+def test_models_are_selected_by_it():
+    """With metric kid the number that selects is the kernel distance of the features of samples and held-out images, drawn once for a report."""
+    data = digits()
+    evaluator = Evaluator(
+        data, EvalConfig(metric="kid", max_samples=12, num_repeats=2, report_num_steps=[1], path_numbers=False)
+    )
+    velocity = Velocity(VelocityMLP([1, 8, 8], hidden_dim=8, num_layers=1, num_classes=10))
+    held_out, features = evaluator.held_out("validation"), ImageFeatures()
+    expected = [
+        kid(
+            features(data.to_unit(evaluator.samples(velocity, held_out, 1, repeat), {})),
+            features(data.to_unit(held_out.x_1, {})),
+        )
+        for repeat in range(2)
+    ]
+    assert evaluator.distances(velocity, "validation", 1) == pytest.approx(expected)
+    assert [name for name in report(evaluator, velocity) if name.startswith("target/")] == ["target/kid@1"]
 
 
 @pytest.mark.slow

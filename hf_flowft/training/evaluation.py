@@ -83,7 +83,8 @@ class Evaluator:
             raise ValueError(
                 "eval.metric 'frechet' needs features: pass features=callable to FlowTrainer, or choose another metric."
             )
-        self.image_numbers = ImageNumbers(config, data, training_device()) if config.kid or config.clip else None
+        of_images = config.measures_kid or config.clip
+        self.image_numbers = ImageNumbers(config, data, training_device()) if of_images else None
         self._held_out, self._observed = dict[str, Batch](), dict[str, Batch]()
         self._require_rows()
 
@@ -159,6 +160,8 @@ class Evaluator:
             return float(frechet_distance(self.features(samples), self.features(held_out.x_1)))
         if self.metric_name == "reconstruction":
             return reconstruction_error(samples, held_out)
+        if self.metric_name == "kid":
+            return self.image_numbers.kid(samples, held_out)
         return energy_metric(samples, held_out)
 
     def held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:

@@ -22,11 +22,11 @@ class ImageNumbers:
 
     def __init__(self, config: EvalConfig, data: FlowData, device: torch.device | str = "cpu"):
         if not data.is_image:
-            raise ValueError(f"eval.kid and eval.clip are for images, but {data.name!r} holds none.")
+            raise ValueError(f"kid and eval.clip are for images, but {data.name!r} holds none.")
         if config.clip and not data.prompts:
             raise ValueError(f"eval.clip compares images with their captions, but {data.name!r} has none.")
         self.data = data
-        self.features = ImageFeatures(device, config.batch_size) if config.kid else None
+        self.features = ImageFeatures(device, config.batch_size) if config.measures_kid else None
         self.score = CLIPScore(config.clip, device, config.batch_size) if config.clip else None
         self._seen: dict[int, Tensor] = {}
 
@@ -34,11 +34,18 @@ class ImageNumbers:
         """`samples`: one for each held-out row, in model units."""
         images, numbers = self.data.to_unit(samples, held_out.condition), {}
         if self.features is not None:
-            truth = self._seen.get(id(held_out))
-            if truth is None:  # a split is judged often, and stays the same object
-                truth = self._seen[id(held_out)] = self.features(self.data.to_unit(held_out.x_1, held_out.condition))
-            numbers["kid"] = kid(self.features(images), truth)
+            numbers["kid"] = self._kid(images, held_out)
         if self.score is not None:
             captions = [self.data.prompts[number] for number in held_out.condition["prompt"].tolist()]
             numbers["clip"] = float(self.score(images, captions).mean())
         return numbers
+
+    def kid(self, samples: Tensor, held_out: Batch) -> float:
+        """The kernel distance alone, which selects models."""
+        return self._kid(self.data.to_unit(samples, held_out.condition), held_out)
+
+    def _kid(self, images: Tensor, held_out: Batch) -> float:
+        truth = self._seen.get(id(held_out))
+        if truth is None:  # a split is judged often, and stays the same object
+            truth = self._seen[id(held_out)] = self.features(self.data.to_unit(held_out.x_1, held_out.condition))
+        return kid(self.features(images), truth)

@@ -64,7 +64,8 @@ def _of_samples(evaluator: Evaluator, velocity: Velocity, split: str, num_steps:
     """The metric and the image numbers of the same samples, for each repeat; of a policy the metric of each episode."""
     if evaluator.rollouts is not None:
         return [{evaluator.metric_name: value} for value in evaluator.distances(velocity, split, num_steps)]
-    judges_samples, judges_images = evaluator.metric_name != "held_out_loss", evaluator.image_numbers is not None
+    judges_images = evaluator.image_numbers is not None
+    judges_samples = evaluator.metric_name not in ("held_out_loss", "kid")  # which is among the image numbers
     if not (judges_samples or judges_images):
         return [{}]
     held_out, found = evaluator.held_out(split), []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from ..environments.corruptions import parse_corruptions
 from ..times import TemperatureSchedule
 
-METRIC_NAMES = ("auto", "energy", "frechet", "held_out_loss", "reconstruction")
+Metric = Literal["auto", "energy", "frechet", "kid", "held_out_loss", "reconstruction"]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,11 @@ class TrainConfig:
 class EvalConfig:
     """How models are compared. Lower is better for every selection metric; the base is always a candidate."""
 
-    metric: Literal["auto", "energy", "frechet", "held_out_loss", "reconstruction"] = "auto"
+    metric: Metric = "auto"
     """What selects the model, on the validation split. energy: energy distance of samples to held-out data, within labels where there are labels;
-    frechet: Frechet distance on the features handed to the trainer; held_out_loss: flow-matching loss at fixed noise and times; reconstruction: mean
-    squared error of one sample under each held-out condition. auto: frechet where features are given, energy for vectors and images of up to 256
+    frechet: Frechet distance on the features handed to the trainer; kid: of images, kernel distance on the features of EfficientNet-lite0
+    (`hf_flowft[metrics]`); held_out_loss: flow-matching loss at fixed noise and times; reconstruction: mean squared error of one sample under each
+    held-out condition. auto: frechet where features are given, energy for vectors and images of up to 256
     numbers, held_out_loss otherwise (reconstruction for what is no flow)."""
     environment: str = ""
     """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
@@ -123,7 +124,7 @@ class EvalConfig:
     num_repeats: int = 4
     """Independent noise draws, the same for every candidate; their spread gives the standard errors."""
     kid: bool = False
-    """Of images, report the kernel distance (KID) of samples to held-out images too, on the features of EfficientNet-lite0 (`hf_flowft[metrics]`)."""
+    """Of images, report `kid` too, whatever selects."""
     clip: str = ""
     """For text-to-image models: a CLIP model (folder or repository) whose score of samples and captions is reported too; empty for none."""
     path_numbers: bool = True
@@ -152,5 +153,10 @@ class EvalConfig:
                 raise ValueError(f"eval.{key} must be >= 0, got {getattr(self, key)}.")
         if self.forgetting_limit < 0 or (0 < self.forgetting_limit < 1):
             raise ValueError(f"eval.forgetting_limit is a factor >= 1 (or 0 for none), got {self.forgetting_limit}.")
-        if self.metric not in METRIC_NAMES:
-            raise ValueError(f"eval.metric must be one of {', '.join(METRIC_NAMES)}, got {self.metric!r}.")
+        if self.metric not in get_args(Metric):
+            raise ValueError(f"eval.metric must be one of {', '.join(get_args(Metric))}, got {self.metric!r}.")
+
+    @property
+    def measures_kid(self) -> bool:
+        """Whether the kernel distance is asked for, to select or beside another metric."""
+        return self.kid or self.metric == "kid"
