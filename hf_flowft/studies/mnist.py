@@ -62,7 +62,8 @@ def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3, num_
             source = needed[0] if start == "base" else folder / f"{start}-{seed}" / "pipeline"
             small = {**SMALL, **({"pairs.num_pairs": 16} if config == "mnist_unet_mle" else {})} if quick else {}
             settings = {"data.path": str(digits), "seed": seed, "output_dir": str(run), "model.path": str(source)}
-            run_or_reuse(study_config(config, {**settings, **options, **small}))
+            kept = {"pairs.cache": str(folder / "banks")} if config == "mnist_unet_mle" else {}
+            run_or_reuse(study_config(config, {**settings, **options, **kept, **small}))
             cells.get_or_run(f"{name}-{seed}", partial(judge, run / "pipeline", seed))
     write_report(folder, cells, seeds, num_samples)
     draw(folder, needed[0])

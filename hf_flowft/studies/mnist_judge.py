@@ -29,6 +29,8 @@ from ..velocity import Velocity
 STEPS = (1, 2, 4, 16, 100)
 TIMES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TOLERANCE = 1e-3
+BATCH = 250
+"""Samples drawn at once: larger ones leave the caches of a CPU; an adaptive solver's count depends on it."""
 LOSS_IMAGES, LIKELY_IMAGES, LIKELY_STEPS = 1000, 64, 32
 SIDE = 32
 
@@ -92,7 +94,9 @@ class Judge:
         condition = {"class_labels": torch.arange(self.num_samples) % 10}
         found: dict[str, Any] = {}
         for steps in tqdm(STEPS, desc=f"judging {folder.parent.name}", leave=False):
-            found[f"frechet@{steps}"] = self._distance(generate(velocity, x_0, condition, time_grid(steps)))
+            found[f"frechet@{steps}"] = self._distance(
+                generate(velocity, x_0, condition, time_grid(steps), batch_size=BATCH)
+            )
         counts = []
 
         def solve(x: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -100,7 +104,7 @@ class Judge:
             counts.append(solution.num_evaluations)
             return solution.x
 
-        found["frechet@adaptive"] = self._distance(in_batches(velocity, x_0, condition, solve, batch_size=250))
+        found["frechet@adaptive"] = self._distance(in_batches(velocity, x_0, condition, solve, batch_size=BATCH))
         found["evaluations"] = sum(counts) / len(counts)
         return found | self._losses(velocity, seed) | {"bits_per_dim": self._bits(velocity, seed)}
 
