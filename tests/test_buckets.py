@@ -173,7 +173,7 @@ def test_padding_adds_nothing_to_a_loss(home, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fm", "replay", "mle", "self"])
+@pytest.mark.parametrize("method", ["replay", "mle", "self"])
 def test_every_objective_trains_on_buckets(method, home, tmp_path):
     """The run ends, forgetting is measured on samples of all sizes, and diffusers loads the adapter and draws an image of a bucket."""
     finished = run(home, tmp_path / "run", method, **{"data.base_samples": 6}).execute()
@@ -214,10 +214,9 @@ def test_pictures_show_each_size_on_white(home, tmp_path):
 def test_numbers_of_paths_are_those_of_samples(home, tmp_path):
     """The padding would count in the length of a path, and its end keeps an adaptive solver busy: with buckets they are not reported."""
     options = {"eval.path_numbers": True, "eval.max_samples": 3, "eval.num_repeats": 1}
-    for step, paths in ((4, set()), (0, {"path_length", "straightness", "nfe_dopri5"})):
-        built = run(home, tmp_path / str(step), **options, **{"data.bucket_step": step})
-        numbers = report(built.trainer.evaluator, Velocity(built.trainee.model))
-        assert {"path_length", "straightness", "nfe_dopri5"} & set(numbers) == paths
+    built = run(home, tmp_path / "run", **options)
+    numbers = report(built.trainer.evaluator, Velocity(built.trainee.model))
+    assert not {"path_length", "straightness", "nfe_dopri5"} & set(numbers)
 
 
 def test_models_of_several_sizes_are_gathered_whole(home, tmp_path):
