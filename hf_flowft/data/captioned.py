@@ -37,7 +37,11 @@ class CaptionedConfig(ImagesConfig):
     """A text file of prompts, one a line, by which the base is to be kept (replay); empty for a general list that comes with the package."""
 
     base_samples: int = 16
-    """Samples of the base, under prompts that replay does not use, on which forgetting is measured, in validation and in test; 0 measures none."""
+    """Samples of the base on which forgetting is measured, in validation and in test, under prompts that replay does not use where there are at least
+    four; 0 measures none. Where base_labels name images of the base's own, those are taken instead."""
+    base_pipeline: str = ""
+    """The pipeline these samples are drawn from, for a model that goes on from a fine-tuned one; empty for the pipeline at model.path, without any
+    adapter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +74,8 @@ def load_captioned(config: CaptionedConfig) -> FlowData:
         label_names=[],
         caption_column=column,
         base_prompts=read_prompts(config.base_prompts),
-        base_samples=config.base_samples,
+        base_samples=0 if "base_test" in splits else config.base_samples,
+        base_pipeline=config.base_pipeline,
         facts={**images.facts, **({"prompt": config.prompt} if config.prompt else {})},
     )
 

@@ -10,12 +10,20 @@ from .distances import energy_distance, energy_distance_by_label
 
 
 def energy_metric(samples: Tensor, held_out: Batch) -> float:
-    """Energy distance, within labels (averaged over them) where the condition is a label; labels with a single row are left out."""
-    labels = held_out.condition.get("class_labels")
+    """Energy distance within labels, averaged over them, where the condition is a label; labels with a single row are left out.
+
+    The same within prompts, where every prompt has several rows: who draws a three for "eight" and an eight for "three" is not as good as who does
+    not. Where captions are mostly of one image each there is no other way than to compare all samples with all images.
+    """
+    labels, prompts = held_out.condition.get("class_labels"), held_out.condition.get("prompt")
     if labels is not None:
-        kept = torch.bincount(labels)[labels] > 1
-        if kept.any():
-            return float(energy_distance_by_label(samples[kept], held_out.x_1[kept], labels[kept], labels[kept]))
+        repeated = torch.bincount(labels)[labels] > 1
+        if repeated.any():
+            return float(
+                energy_distance_by_label(samples[repeated], held_out.x_1[repeated], labels[repeated], labels[repeated])
+            )
+    elif prompts is not None and (torch.bincount(prompts)[prompts] > 1).all():
+        return float(energy_distance_by_label(samples, held_out.x_1, prompts, prompts))
     return float(energy_distance(samples, held_out.x_1))
 
 

@@ -80,10 +80,10 @@ COMMON: dict[str, Any] = {
     "data.resolution": 32,
     "objective.name": "fm",
     "train.batch_size": 32,
-    "train.num_steps": 400,
+    "train.num_steps": 300,
     "train.ema_decay": 0.98,
     "eval.metric": "energy",
-    "eval.every": 200,
+    "eval.every": 150,
     "eval.num_repeats": 2,
     "eval.max_samples": 128,
     "eval.select_num_steps": [28],
@@ -158,6 +158,7 @@ def prepare(folder: Path, data: str, number: int, vae_steps: int) -> None:
 def settings_of(folder: Path, row: Row, seed: int) -> dict[str, Any]:
     """What a row takes from where: the new digits, the prompts of the old ones, and its start."""
     given = {"data.path": folder / "new.parquet", "data.base_prompts": folder / "prompts.txt", "data.base_samples": 128}
+    given |= {"data.base_pipeline": folder / "base" / "pipeline", "data.seed": seed}
     rows = ParquetFile(folder / "new.parquet").metadata.num_rows
     spare = 1 - 1.1 * SHOTS / rows
     split = {"data.train_size": SHOTS, "data.validation": 0.45 * spare, "data.test": 0.55 * spare}
@@ -207,8 +208,9 @@ def write_report(folder: Path, seeds: int) -> None:
     ]
     parts = [
         "# A small text-to-image pipeline learns a new digit",
-        f"{SHOTS} captioned images, {seeds} seeds, mean ± standard error. Energy distance of latents, lower is better, by Euler steps: of the new digit "
-        "to held-out images, and under prompts of the old ones that replay does not use to the base's own samples (28 steps).",
+        f"{SHOTS} captioned images, {seeds} seeds of images and training, mean ± standard error. Energy distance of latents within prompts, lower is "
+        "better, by Euler steps: of the new digit to held-out images, and under prompts of the old ones that replay does not use to the base's own "
+        "samples (28 steps).",
         markdown_table(["model", *columns], rows),
     ]
     (folder / "captions.md").write_text("\n\n".join(parts) + "\n")
@@ -240,6 +242,7 @@ def pictures(folder: Path, name: str, prompts: list[str], noise: torch.Tensor, s
     if is_adapter:
         pipeline.load_lora_weights(place)
     pipeline.set_progress_bar_config(disable=True)
-    size = {"height": SIDE, "width": SIDE, "max_sequence_length": MAX_TOKENS}
-    drawn = pipeline(prompts, latents=noise, num_inference_steps=steps, guidance_scale=1.0, output_type="pt", **size)
+    options = {"height": SIDE, "width": SIDE, "max_sequence_length": MAX_TOKENS, "guidance_scale": 1.0}
+    sigmas = [1 - i / steps for i in range(steps)]  # the grid of the table
+    drawn = pipeline(prompts, latents=noise, sigmas=sigmas, num_inference_steps=steps, output_type="pt", **options)
     return drawn.images.float().cpu()

@@ -36,7 +36,8 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
     if isinstance(config.model, LoRAConfig) and not _is_whole(path):
         trainee = replace(config.model, start=path).build(data, 0, config.seed)
     else:
-        trainee = PretrainedConfig(path=path).build(data, 0, config.seed)
+        known = replace(data, base_pipeline=data.base_pipeline or config.model.path)
+        trainee = PretrainedConfig(path=path).build(known, 0, config.seed)
     velocity = trainee.reference or Velocity(trainee.model)
     return report(Evaluator(trainee.data, config.eval, config.seed, trainee.base.shift), velocity)
 

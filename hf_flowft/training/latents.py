@@ -13,6 +13,7 @@ from ..latents import (
     NOTHING,
     Decoder,
     Encoder,
+    LatentBase,
     LatentFlowModel,
     LatentPipeline,
     adapters_off,
@@ -43,8 +44,8 @@ class LoRAConfig:
     revision: str = ""
     """The revision of a Hub repository; empty for the newest."""
     start: str = ""
-    """An adapter to go on from, a folder or repository (`pipeline/` of an earlier run): it is what `base` means then, and keeps its rank, layers
-    and alpha. Empty for a fresh one."""
+    """An adapter to go on from, a folder or repository (`pipeline/` of an earlier run): it is a part of the base then, and keeps its rank, layers
+    and alpha; forgetting is still measured on samples of the pipeline without it. Empty for a fresh one."""
     rank: int = 16
     """Rank of the adapters."""
     alpha: int = 0
@@ -121,12 +122,32 @@ def latent_trainee(
     replay = table.numbers(data.base_prompts)
     if data.base_samples:
         replay, *held_out = deal_prompts(replay)
+        origin, source = _origin(data, model, base, dtype)
         for split, numbers in zip(("base_validation", "base_test"), held_out, strict=True):
             count, size = data.base_samples, encoder.batch_size
-            latents.splits[split] = own_samples(model, base, latents, numbers, shift, count, size, split)
+            latents.splits[split] = own_samples(origin, source, latents, numbers, shift, count, size, split)
     conditions = {"prompt": replay}
     if latents.buckets is not None:
         conditions["size"] = sizes_like(latents.splits["train"], len(replay))
     scheduler = FlowODEScheduler(shift=shift)
     start = LatentPipeline(model, scheduler, description, conditions, base, is_adapter)
     return Trainee(model, scheduler, start, data=latents, keep=keep_samples(model, base, latents))
+
+
+def _origin(
+    data: FlowData, model: LatentFlowModel, base: LatentBase, dtype: torch.dtype
+) -> tuple[LatentFlowModel, LatentBase]:
+    """The model on whose samples forgetting is measured, and its pipeline: those that are trained, or the ones the data name.
+
+    Raises: ValueError when the data name a pipeline of another family.
+    """
+    if not data.base_pipeline:
+        return model, base
+    source = find_base(data.base_pipeline)
+    if source.family is not base.family:
+        raise ValueError(
+            f"data.base_pipeline {data.base_pipeline} is a {source.family.pipeline}, but {base.name} is a {base.family.pipeline}."
+        )
+    transformer = source.generator(dtype).transformer
+    known = LatentFlowModel(transformer, base.family, model.prompts, model.guidance, model.buckets)
+    return known.to(training_device()).eval(), source

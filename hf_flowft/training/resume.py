@@ -40,6 +40,8 @@ MAY_CHANGE = (
 )
 """Settings a resumed run may change without becoming another run."""
 NEWER = {
+    "data.bucket_step": 0,
+    "data.base_pipeline": "",
     "train.augment": "",
     "train.optimizer": "adamw",
     "eval.kid": False,
