@@ -190,8 +190,9 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
 
     from .figures import image_rows
     from .pipelines import FlowPipeline
+    from .training.processes import training_device
 
-    pipeline = FlowPipeline.from_pretrained(options.pipeline)
+    pipeline = FlowPipeline.from_pretrained(options.pipeline).to(training_device())
     pipeline.set_progress_bar_config(disable=True)
     is_png = options.out.endswith(".png")
     if not options.out.endswith((".png", ".npy")):

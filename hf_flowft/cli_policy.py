@@ -49,8 +49,9 @@ def _rollout(options: argparse.Namespace, settings: list[str]) -> None:
     from .pipelines import FlowPolicyPipeline
     from .results import environment, public_name, write_json
     from .tables import metrics_table
+    from .training.processes import training_device
 
-    pipeline = FlowPolicyPipeline.from_pretrained(options.pipeline)
+    pipeline = FlowPolicyPipeline.from_pretrained(options.pipeline).to(training_device())
     pipeline.set_progress_bar_config(disable=True)
     seeds = initial_seeds("test", options.episodes)
     common: dict[str, Any] = {

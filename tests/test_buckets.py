@@ -1,17 +1,21 @@
 """Images of several aspect ratios: each in the bucket next to its own, seen by the transformer in its own size, at no cost for the padding."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageColumn
 from PIL import Image
 from tiny_latents import CAPTIONS, PIPELINES, saved, settings
 
 from hf_flowft import Run, load_config
+from hf_flowft.conventions import time_grid
 from hf_flowft.couplings import Shard
 from hf_flowft.data import CaptionedConfig, load_captioned
-from hf_flowft.data.buckets import Buckets, buckets_of
+from hf_flowft.data.buckets import Buckets, bucket_numbers, buckets_of, on_white
 from hf_flowft.latents import FAMILIES, NOTHING
 from hf_flowft.sampling import generate
 from hf_flowft.solvers import integrate
@@ -172,6 +176,21 @@ def test_padding_adds_nothing_to_a_loss(home, tmp_path):
         assert row[~padding].abs().max() > 0.1
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_padding_adds_nothing_to_a_reconstruction(solver, home, tmp_path):
+    """With a solver that asks at t = 1 too, the loss is the mean of the squared errors inside of the buckets alone, over the canvas."""
+    built = run(home, tmp_path / "run", "mle", **{"objective.solver": solver})
+    rows = built.data.rows("train").rows(slice(0, 3))
+    batch = replace(rows, x_0=torch.randn(rows.x_1.shape, generator=torch.Generator().manual_seed(0)))
+    velocity = Velocity(built.trainee.model)
+    loss, _ = built.objective(velocity, batch, 0, torch.Generator())
+    end, squares = generate(velocity, batch.x_0, batch.condition, time_grid(2, 3.0), solver), 0.0
+    for x, x_1, number in zip(end, batch.x_1, batch.condition["size"].tolist(), strict=True):
+        height, width = built.data.buckets.sizes[number]
+        squares += (x - x_1)[:, :height, :width].square().sum().item()
+    assert loss.item() == pytest.approx(squares / batch.x_1.numel(), rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["replay", "mle", "self"])
 def test_every_objective_trains_on_buckets(method, home, tmp_path):
@@ -184,6 +203,19 @@ def test_every_objective_trains_on_buckets(method, home, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(CAPTIONS[0], height=12, width=20, num_inference_steps=2, output_type="pt").images
     assert drawn.shape == (1, 3, 12, 20)
+
+
+def test_missing_and_broken_images_are_named_by_their_rows(home, tmp_path):
+    """They are in some bucket, and whoever reads them says which row it is."""
+    column = [{"bytes": (home / "images" / "00.png").read_bytes()}, None, {"bytes": b"no image"}]
+    rows = Dataset.from_dict({"image": column}, Features({"image": ImageColumn(decode=False)}))
+    assert bucket_numbers(rows, "image", buckets_of(16, 4)) == [0, 0, 0]
+    table = {"image": [{"bytes": (home / "images" / "01.png").read_bytes()}] * 12 + [None]}
+    Dataset.from_dict(table, Features({"image": ImageColumn()})).to_parquet(tmp_path / "rows.parquet")
+    given = {"path": str(tmp_path / "rows.parquet"), "prompt": "red", "validation": 0.2, "test": 0.2}
+    data = load_captioned(CaptionedConfig(resolution=16, bucket_step=4, **given))
+    with pytest.raises(ValueError, match="has no image"):
+        [data.rows(split) for split in data.splits]
 
 
 def test_dropped_prompts_keep_their_sizes(home, tmp_path):
@@ -241,4 +273,5 @@ def test_buckets_are_cut_and_padded():
     x = torch.arange(18.0).reshape(3, 1, 2, 3)
     found = [(rows.tolist(), part.tolist(), size) for rows, part, size in buckets.crops(x, torch.tensor([1, 0, 1]))]
     assert found == [([1], [[[[6, 7], [9, 10]]]], (2, 2)), ([0, 2], [[[[0, 1, 2]]], [[[12, 13, 14]]]], (1, 3))]
-    assert buckets.pad(torch.ones(1, 1, 3), 5.0).tolist() == [[[1, 1, 1], [5, 5, 5]]]
+    assert buckets.pad(torch.ones(1, 1, 3)).tolist() == [[[1, 1, 1], [0, 0, 0]]]
+    assert on_white([torch.zeros(1, 2, 1), torch.zeros(1, 1, 2)]).tolist() == [[[[0, 1], [0, 1]]], [[[0, 0], [1, 1]]]]

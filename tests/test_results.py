@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import network, toy
 
 from hf_flowft import EvalConfig, Velocity
+from hf_flowft.data import from_tensors
+from hf_flowft.objectives import ReconstructionObjective
 from hf_flowft.results import add_baselines, changes, compare, public_name, published, read_results, write_json
 from hf_flowft.tables import markdown_table, metrics_table, number
 from hf_flowft.training.evaluation import Evaluator
@@ -81,6 +84,20 @@ def test_the_report_keeps_every_draw():
         assert entry["stderr"] == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 2 / 3))
     again = report(evaluator, Velocity(network(data)))
     assert {change["difference"] for change in changes(found, again).values()} == {0.0}
+
+
+def test_what_selects_without_a_choice():
+    """The loss of large samples says nothing after MLE, which trains where paths end: then it is the energy distance; chosen by name it is refused."""
+    large = from_tensors("large", *(torch.randn(4, 300) for _ in range(3)))
+    settings = EvalConfig(num_repeats=2)
+    assert Evaluator(large, settings).metric_name == "held_out_loss"
+    assert Evaluator(large, settings, lowers_loss=False).metric_name == "energy"
+    assert (
+        Evaluator(toy(), settings).metric_name == Evaluator(toy(), settings, lowers_loss=False).metric_name == "energy"
+    )
+    with pytest.raises(ValueError, match="held_out_loss cannot select a run of MLE"):
+        Evaluator(large, EvalConfig(metric="held_out_loss"), lowers_loss=False)
+    assert ReconstructionObjective.lowers_loss is False
 
 
 # Baselines

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional
+
+from .reading import UNREADABLE
 
 MAX_RATIO = 2.0
 """Of the longer side to the shorter."""
@@ -42,10 +45,19 @@ class Buckets:
             height, width = self.sizes[number]
             yield rows, x[rows][..., :height, :width], (height, width)
 
-    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
-        """(..., height, width) on the canvas."""
-        height, width = self.canvas
-        return functional.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
+    def pad(self, x: Tensor) -> Tensor:
+        """(..., height, width) on the canvas, with zeros around it."""
+        return _padded(x, self.canvas, 0.0)
+
+
+def on_white(images: Sequence[Tensor]) -> Tensor:
+    """Images (channels, height, width) of several sizes in one tensor, each in the upper left."""
+    size = max(image.shape[-2] for image in images), max(image.shape[-1] for image in images)
+    return torch.stack([_padded(image, size, 1.0) for image in images])
+
+
+def _padded(x: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    return functional.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), value=value)
 
 
 def buckets_of(resolution: int, step: int) -> Buckets:
@@ -79,7 +91,9 @@ def _numbers(batch: dict[str, list[Any]], column: str, buckets: Buckets) -> dict
 
 def _number(stored: Any, buckets: Buckets) -> int:
     try:
-        width, height = Image().decode_example(stored).size  # as it is shown: turned by what a camera has noted
-    except (OSError, SyntaxError, TypeError):
+        image = Image().decode_example(stored)
+    except UNREADABLE:
+        image = None
+    if image is None:
         return 0  # missing or unreadable: whoever reads the row says which it is
-    return buckets.nearest(height, width)
+    return buckets.nearest(image.height, image.width)  # as it is shown: turned by what a camera has noted

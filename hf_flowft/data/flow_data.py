@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..batch import Batch
-from .buckets import Buckets
+from .buckets import Buckets, on_white
 from .normalisation import Normalisation
 from .reading import RowReader
 from .splits import require_columns
@@ -55,7 +55,7 @@ class FlowData:
     base_samples: int = 0
     base_pipeline: str = ""
     pictured: dict[str, Tensor] = field(default_factory=dict)
-    to_images: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
+    to_images: Callable[[Tensor, Mapping[str, Tensor]], list[Tensor]] | None = None
     buckets: Buckets | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     stream: RowStream | None = None
@@ -133,12 +133,17 @@ class FlowData:
         """The conditions of a whole split (all, or some by argument), without reading its samples."""
         return self.reader.conditions(self.splits[split], list(self.condition_columns) if keys is None else keys)
 
-    def to_unit(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Model units to [0, 1], as image files have them; `condition`: what the samples were drawn under."""
+    def images(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """Samples in model units, drawn under `condition`, as images (channels, height, width) in [0, 1], each in its own size."""
         if self.to_images is not None:
             return self.to_images(samples, condition)
         low, high = self.facts.get("value_range", (0.0, 1.0))
         return (self.normalisation.undo(samples) - low) / (high - low)
+
+    def to_unit(self, samples: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """The same in one tensor (n, channels, height, width), white where an image is smaller than others."""
+        images = self.images(samples, condition)
+        return images if isinstance(images, Tensor) else on_white(images)
 
     def adopt(self, description: Mapping[str, Any]) -> None:
         """Work in the units of a pipeline, by its description: what is fine-tuned must see the numbers it was trained on."""

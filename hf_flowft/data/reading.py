@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, Array4D, Array5D, Dataset
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from ..batch import Batch
 from .normalisation import Normalisation
 
 ARRAYS = (Array2D, Array3D, Array4D, Array5D)
+UNREADABLE = (OSError, SyntaxError, ValueError, DecompressionBombError)
+"""What Pillow and `datasets` raise for unknown, truncated, broken, absent and enormous images."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class RowReader:
             return dataset.with_format("numpy")[where]
         try:
             table = dataset[where]
-        except (OSError, SyntaxError) as error:  # Pillow's errors of unknown, truncated and broken files
+        except UNREADABLE as error:
             broken = (n for n, i in zip(numbers, where, strict=True) if not _is_readable(dataset, i))
             row = next(broken, numbers[0])  # what was unreadable a moment ago may be back, on a network
             raise ValueError(f"row {row} of {place} is an unreadable image: {error}") from error
@@ -90,7 +93,7 @@ def require_labels(labels: Tensor, num_classes: int, numbers: Sequence[int], pla
 def _is_readable(dataset: Dataset, row: int) -> bool:
     try:
         return bool(dataset[row])
-    except (OSError, SyntaxError):
+    except UNREADABLE:
         return False
 
 

@@ -128,35 +128,32 @@ def _rows(prompts: list[str], tensors: dict[str, Tensor]) -> Iterator[dict[str, 
 
 
 class Decoder:
-    """Latents as images in [0, 1], one at a time; the autoencoder is on the device only meanwhile."""
+    """Latents as images in [0, 1], one at a time; the autoencoder is on the device only meanwhile.
+
+    Args: `buckets`: the sizes of latents, where there are several.
+    """
 
     def __init__(
         self, family: LatentFamily, vae: Any, device: torch.device | str = "cpu", buckets: Buckets | None = None
     ):
         self.family, self.vae, self.device = family, vae.requires_grad_(False).eval(), device
-        self.buckets, self.factor = buckets, family.downscaling(vae.config)
+        self.buckets = buckets
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """(n, *latent) -> (n, channels, height, width) on the CPU; of several sizes, each is left in white on the canvas.
-
-        Args: `condition`: what they were drawn under, with `size` where there are several.
-        """
+    def __call__(self, latents: Tensor, condition: Mapping[str, Tensor]) -> list[Tensor]:
+        """(n, *latent), drawn under `condition` -> n images (channels, height, width) on the CPU, each in its own size."""
         self.vae.to(self.device)
         try:
-            images = [
-                self._decoded(latent[None].to(self.device), i, condition).cpu() for i, latent in enumerate(latents)
-            ]
+            return [self._decoded(latent, row, condition) for row, latent in enumerate(latents)]
         finally:
             self.vae.to("cpu")
-        return torch.cat(images)
 
     def _decoded(self, latent: Tensor, row: int, condition: Mapping[str, Tensor]) -> Tensor:
-        if self.buckets is None:
-            return (self.family.decode(self.vae, latent) / 2 + 0.5).clamp(0, 1)
-        height, width = self.buckets.reduced(self.factor).sizes[int(condition["size"][row])]
-        image = self.family.decode(self.vae, latent[..., :height, :width])
-        return self.buckets.pad((image / 2 + 0.5).clamp(0, 1), value=1.0)
+        if self.buckets is not None:
+            height, width = self.buckets.sizes[int(condition["size"][row])]
+            latent = latent[..., :height, :width]
+        image = self.family.decode(self.vae, latent[None].to(self.device))[0].cpu()
+        return (image / 2 + 0.5).clamp(0, 1)
 
 
 def encode(data: FlowData, encoder: Encoder) -> tuple[FlowData, PromptTable]:

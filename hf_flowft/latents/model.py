@@ -27,7 +27,7 @@ class LatentFlowModel(ModelMixin, ConfigMixin, Sized):
 
     With buckets, the transformer sees each latent in its own size. The padding flows to zero along straight lines, v = -x / (1 - t), which is the
     exact velocity there of every path from noise to padded data, so that it adds nothing to a loss. At t = 1 that is 0 / 0: solvers that ask there
-    (heun, rk4) miss zero in their last step, which `without_padding` makes good in samples.
+    (heun, rk4) miss zero in their last step, which `without_padding` makes good in samples and reconstructions. Means over a tensor count the padding.
     """
 
     config_name = "config.json"

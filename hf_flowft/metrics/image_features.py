@@ -31,11 +31,11 @@ class ImageFeatures:
         self._network = network.requires_grad_(False).eval().to(device)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(n, 1 or 3, height, width) in [0, 1], of any size -> (n, 1280) on the CPU."""
+    def __call__(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """n images (1 or 3, height, width) in [0, 1], of any sizes -> (n, 1280) on the CPU."""
         parts = []
-        for part in images.split(self.batch_size):
-            x = _resized(part.to(self.device), SIDE)
+        for start in range(0, len(images), self.batch_size):
+            x = _together(images[start : start + self.batch_size], SIDE).to(self.device)
             features = self._network.extract_features((x * 255 - 127) / 128)  # the units its weights were trained in
             parts.append(features.mean(dim=(2, 3)).cpu())
         return torch.cat(parts)
@@ -66,12 +66,12 @@ class CLIPScore:
         self.device, self.batch_size = device, batch_size
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """`images`: (n, 3, height, width) in [0, 1], `captions`: n texts -> (n,) on the CPU, in [-100, 100]."""
+    def __call__(self, images: Sequence[Tensor] | Tensor, captions: Sequence[str]) -> Tensor:
+        """n images (3, height, width) in [0, 1], of any sizes, and n captions -> (n,) on the CPU, in [-100, 100]."""
         scores = []
         for start in range(0, len(images), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            pixels = _resized(images[rows].to(self.device), self.model.config.vision_config.image_size)
+            pixels = _together(images[rows], self.model.config.vision_config.image_size).to(self.device)
             mean, std = (torch.tensor(x, device=self.device)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
             longest = self.model.config.text_config.max_position_embeddings
             words = self.tokenizer(
@@ -84,6 +84,13 @@ class CLIPScore:
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels that CLIP was trained on (Radford et al. 2021)."""
+
+
+def _together(images: Sequence[Tensor] | Tensor, side: int) -> Tensor:
+    """Images of any sizes as (n, 3, side, side)."""
+    if isinstance(images, Tensor):
+        return _resized(images, side)
+    return torch.cat([_resized(image[None], side) for image in images])
 
 
 def _resized(images: Tensor, side: int) -> Tensor:

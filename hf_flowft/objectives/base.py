@@ -43,6 +43,8 @@ class Objective(nn.Module):
     """What a network trained with it has learned: how it is sampled, judged and saved."""
     scheduler: Any = None
     """The noise schedule it was trained with, as diffusers' scheduler; None for a flow, which has none."""
+    lowers_loss: bool = True
+    """Whether a better model has a lower flow-matching loss too: not where the ends of paths are trained, which may become other paths."""
     prefetch: bool = False
     """Whether `draw` is slow enough to be worth running in the background."""
 

@@ -56,6 +56,7 @@ class ReconstructionObjective(Objective):
         "author={Li and Ding and Li and Li}, journal={arXiv preprint arXiv:2510.02081}, year={2025}}",
     )
 
+    lowers_loss = False
     variance: Tensor
 
     def __init__(
@@ -117,7 +118,7 @@ class ReconstructionObjective(Objective):
 
     def reconstruct(self, velocity: Velocity, batch: Batch, times: Sequence[float]) -> Tensor:
         """phi(x_0, c): (batch, *event), differentiable in the parameters of the velocity."""
-        return solve(
+        end = solve(
             velocity.field(batch.condition),
             batch.x_0,
             times,
@@ -126,6 +127,7 @@ class ReconstructionObjective(Objective):
             last_steps=self.last_steps,
             parameters=[p for p in velocity.parameters() if p.requires_grad],
         )
+        return velocity.without_padding(end, batch.condition)
 
     def forward(self, velocity: Velocity, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The negative log-likelihood (up to constants) of the paired data point; logs the reconstruction error and N."""

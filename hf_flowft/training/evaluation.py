@@ -56,7 +56,8 @@ class Evaluator:
 
     Args: `data`; `config`; `seed`: of the noise; `shift`: of the sampler's grid; `features`: (n, *event) -> (n, k), for `frechet`; `metric`: a
     user's own metric instead of the named ones; `rollouts`: (velocity, split, num_steps, repeat) -> one minus the reward of each episode, for policies;
-    `predicts`, `scheduler`: of the objective: what the networks have learned.
+    `predicts`, `scheduler`, `lowers_loss`: of the objective: what the networks have learned.
+    Raises: ValueError for a metric that does not fit data or objective, and for splits of fewer rows than it needs.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Evaluator:
         rollouts: Callable[[Velocity, str, int, int], list[float]] | None = None,
         predicts: Prediction = "velocity",
         scheduler: Any = None,
+        lowers_loss: bool = True,
     ):
-        self.rollouts = rollouts
+        self.rollouts, self.lowers_loss = rollouts, lowers_loss
         self.sampler = Sampler(config, shift, predicts, scheduler)
         self.select_steps = self.sampler.steps(config.select_num_steps)
         self.report_steps = self.sampler.steps(config.report_num_steps)
@@ -92,10 +94,12 @@ class Evaluator:
         """A split that is too small for the metric is named before the training, not after it."""
         used = {self.selection_split, self.test_split, "base_validation", "base_test"} & set(self.data.splits)
         small = [s for s in sorted(used) if min(self.data.counts[s], self.config.max_samples) < 2]
-        if small and self.metric_name != "held_out_loss":
+        wanting = "kid" if self.config.measures_kid else self.metric_name
+        if small and wanting != "held_out_loss":
+            other = ", or choose eval.metric held_out_loss" if self.is_flow and self.lowers_loss else ""
             raise ValueError(
                 f"split {small[0]!r} of {self.data.name!r} gives {self.data.counts[small[0]]} rows (eval.max_samples {self.config.max_samples}), but "
-                f"{self.metric_name} needs two: hold more out, or choose eval.metric held_out_loss."
+                f"{wanting} needs two: hold more out{other}."
             )
 
     @property
@@ -109,14 +113,20 @@ class Evaluator:
                 f"eval.metric held_out_loss is that of a flow, but this model predicts the {self.sampler.predicts}: choose "
                 "reconstruction, or eval.environment for a policy."
             )
+        if self.config.metric == "held_out_loss" and not self.lowers_loss:
+            raise ValueError(
+                "eval.metric held_out_loss cannot select a run of MLE, which trains where paths end and mostly raises this loss: choose energy, kid "
+                "(of images) or reconstruction, or eval.environment for a policy."
+            )
         if self.config.metric != "auto":
             return self.config.metric
         if self.features is not None:
             return "frechet"
-        vector_condition = any(key != "class_labels" for key in self.data.condition_columns)
-        if math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not vector_condition:
-            return "energy"
-        return "held_out_loss" if self.is_flow else "reconstruction"
+        by_loss = self.is_flow and self.lowers_loss
+        if any(key not in ("class_labels", "prompt", "size") for key in self.data.condition_columns):
+            return "held_out_loss" if by_loss else "reconstruction"
+        is_small = math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not self.data.prompts
+        return "held_out_loss" if by_loss and not is_small else "energy"
 
     @property
     def selection_split(self) -> str:

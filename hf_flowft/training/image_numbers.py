@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class ImageNumbers:
 
     def __call__(self, samples: Tensor, held_out: Batch) -> dict[str, float]:
         """`samples`: one for each held-out row, in model units."""
-        images, numbers = self.data.to_unit(samples, held_out.condition), {}
+        images, numbers = self.data.images(samples, held_out.condition), {}
         if self.features is not None:
             numbers["kid"] = self._kid(images, held_out)
         if self.score is not None:
@@ -42,10 +44,10 @@ class ImageNumbers:
 
     def kid(self, samples: Tensor, held_out: Batch) -> float:
         """The kernel distance alone, which selects models."""
-        return self._kid(self.data.to_unit(samples, held_out.condition), held_out)
+        return self._kid(self.data.images(samples, held_out.condition), held_out)
 
-    def _kid(self, images: Tensor, held_out: Batch) -> float:
+    def _kid(self, images: Sequence[Tensor], held_out: Batch) -> float:
         truth = self._seen.get(id(held_out))
         if truth is None:  # a split is judged often, and stays the same object
-            truth = self._seen[id(held_out)] = self.features(self.data.to_unit(held_out.x_1, held_out.condition))
+            truth = self._seen[id(held_out)] = self.features(self.data.images(held_out.x_1, held_out.condition))
         return kid(self.features(images), truth)

@@ -7,12 +7,14 @@ from typing import Any
 
 from ..data import FlowData
 from ..latents.opening import family_of
+from ..objectives import ReconstructionConfig
 from ..pipelines import FlowPipeline
 from ..velocity import Velocity
 from .config import RunConfig
 from .evaluation import Evaluator
 from .latents import LoRAConfig
 from .models import PretrainedConfig, check_fits
+from .processes import training_device
 from .report import report
 from .run import load_data
 
@@ -26,10 +28,10 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     data = load_data(config)
     if data.caption_column:
         return _judge_latents(path, config, data)
-    pipeline = FlowPipeline.from_pretrained(path)
+    pipeline = FlowPipeline.from_pretrained(path).to(training_device())
     check_fits(pipeline, path, data)
     data.adopt(pipeline.description)
-    return report(Evaluator(data, config.eval, config.seed, pipeline.shift), pipeline.velocity())
+    return report(_evaluator(data, config, pipeline.shift), pipeline.velocity())
 
 
 def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
@@ -39,7 +41,13 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
         known = replace(data, base_pipeline=data.base_pipeline or config.model.path)
         trainee = PretrainedConfig(path=path).build(known, 0, config.seed)
     velocity = trainee.reference or Velocity(trainee.model)
-    return report(Evaluator(trainee.data, config.eval, config.seed, trainee.base.shift), velocity)
+    return report(_evaluator(trainee.data, config, trainee.base.shift), velocity)
+
+
+def _evaluator(data: FlowData, config: RunConfig, shift: float) -> Evaluator:
+    """The one of the run, but for what only an objective knows."""
+    lowers_loss = not isinstance(config.objective, ReconstructionConfig)
+    return Evaluator(data, config.eval, config.seed, shift, lowers_loss=lowers_loss)
 
 
 def _is_whole(path: str) -> bool:

@@ -108,7 +108,7 @@ def latent_trainee(
     factor = base.family.downscaling(pipeline.vae.config)
     shape = (latents.event_shape[0], *(length // factor for length in square))
     shift = base.family.shift(pipeline.scheduler, model.transformer, shape)  # all sizes have about as many tokens
-    latents.to_images = Decoder(base.family, pipeline.vae, device, data.buckets)
+    latents.to_images = Decoder(base.family, pipeline.vae, device, latents.buckets)
     latents.facts["text_to_image"] = {
         "pipeline": base.family.pipeline,
         "base": base.name,

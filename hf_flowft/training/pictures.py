@@ -134,8 +134,8 @@ def _write_prompted(samples: Tensor, condition: dict[str, Tensor], data: FlowDat
     """An image of its own for each prompt."""
     out.mkdir(parents=True, exist_ok=True)
     found = []
-    for i, image in enumerate(to_pil(data.to_unit(samples, condition), (0, 1))):
-        image.save(out / f"{i}.png")
+    for i, image in enumerate(data.images(samples, condition)):
+        to_pil(image[None], (0, 1))[0].save(out / f"{i}.png")
         found.append({"text": data.prompts[int(condition["prompt"][i])], "image": f"figures/prompts/{i}.png"})
     return found
 

@@ -226,9 +226,9 @@ class Run:
         pipeline = self._pipeline(result.model, result.improved)
         if result.stopped or not self.trainer.accelerator.is_main_process:
             return RunResult(pipeline, {}, self.folder)
-        results = run_results(self, result)
         with appearing(self.folder / "pipeline") as folder:
             pipeline.save_pretrained(folder)
+        results = run_results(self, result)
         results |= run_figures(
             self.folder, self.data, self.models(result), results, self.config.seed, self.trainer.evaluator.sampler
         )

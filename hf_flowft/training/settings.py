@@ -107,7 +107,7 @@ class EvalConfig:
     frechet: Frechet distance on the features handed to the trainer; kid: of images, kernel distance on the features of EfficientNet-lite0
     (`hf_flowft[metrics]`); held_out_loss: flow-matching loss at fixed noise and times; reconstruction: mean squared error of one sample under each
     held-out condition. auto: frechet where features are given, energy for vectors and images of up to 256
-    numbers, held_out_loss otherwise (reconstruction for what is no flow)."""
+    numbers, held_out_loss otherwise; where that says nothing, after MLE or of what is no flow, energy, or reconstruction under observations."""
     environment: str = ""
     """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
     reached reward, from validation starts, and from test starts in the report. Reconstruction and loss are no proxies for control."""

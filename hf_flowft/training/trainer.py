@@ -82,7 +82,7 @@ class FlowTrainer:
         drop = train.condition_dropout
         self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
         self.augmentation = Augmentation(train.augment, data) if train.augment else None
-        learned = (objective.predicts, objective.scheduler)
+        learned = (objective.predicts, objective.scheduler, objective.lowers_loss)
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric, rollouts, *learned)
         self.selection = Selection(evaluation)
         self.step, self.history = 0, list[dict[str, float]]()
