@@ -8,6 +8,7 @@ from .data import (
     RobotConfig,
     ToyConfig,
     VectorsConfig,
+    from_tensors,
     load_captioned,
     load_digits,
     load_images,
@@ -19,16 +20,17 @@ from .data import (
 from .models import ActionTransformer, ConditionalUNet1D, FourierUNet2DModel, VelocityMLP, ViscousFlowModel
 from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
 from .pairs import PairBuilder, PairsConfig
-from .pipelines import FlowPipeline, FlowPolicyPipeline
+from .pipelines import FlowPipeline, FlowPolicyPipeline, describe_data
 from .replay import build_replay
 from .schedulers import FlowODEScheduler, FlowSDEScheduler
-from .training import Callback, EvalConfig, FlowTrainer, Run, TrainConfig, load_config
+from .training import BankRows, Callback, EvalConfig, FlowTrainer, Run, TrainConfig, load_config
 from .velocity import FrozenVelocity, Velocity
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ActionTransformer",
+    "BankRows",
     "Callback",
     "CaptionedConfig",
     "ConditionalUNet1D",
@@ -59,6 +61,8 @@ __all__ = [
     "VelocityMLP",
     "ViscousFlowModel",
     "build_replay",
+    "describe_data",
+    "from_tensors",
     "load_captioned",
     "load_config",
     "load_digits",

@@ -22,6 +22,9 @@ OUT_OF_MEMORY = (
     "the device is out of memory: set train.gradient_checkpointing to true, raise train.gradient_accumulation_steps (the batch stays the same), lower "
     "eval.batch_size, and keep the frozen weights in half precision (model.dtype bfloat16); --plan tells what a text-to-image run needs."
 )
+SETTINGS = """Any setting of the run can be given as --section.name value, in the place of the config's, for example
+  --data.path my_images --train.num_steps 500 --eval.every 100
+--settings lists them all, with what they mean."""
 STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "mnist", "captions", "benchmark")
 
 
@@ -119,7 +122,8 @@ def _sharing_verbs(verbs: Any) -> None:
 
 
 def _verb(verbs: Any, name: str, text: str, run: Any, takes_settings: bool = False) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text)
+    more = {"epilog": SETTINGS, "formatter_class": argparse.RawDescriptionHelpFormatter} if takes_settings else {}
+    parser = verbs.add_parser(name, help=text, description=text, **more)
     parser.set_defaults(run=run, takes_settings=takes_settings)
     return parser
 

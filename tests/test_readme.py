@@ -44,7 +44,9 @@ def test_every_block_says_how_it_is_tested():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "code", [code for kind, language, code in BLOCKS if (kind, language) == ("run", "python")], ids=["example", "own"]
+    "code",
+    [code for kind, language, code in BLOCKS if (kind, language) == ("run", "python")],
+    ids=["example", "own", "tensors"],
 )
 def test_examples_run(code, place):
     """The Python examples run as they stand, but for the number of steps."""
@@ -94,7 +96,7 @@ def test_commands_for_a_gpu_are_understood():
     """What cannot run here names a method, a config and settings that there are."""
     lines = "".join(code for kind, _, code in BLOCKS if kind == "gpu").strip().splitlines()
     for line in lines:
-        program, verb, method, option, config, *words = line.split()
+        program, verb, method, option, config, *words = line.removesuffix(" --plan").split()
         assert (program, verb, option) == ("hf-flowft", "finetune", "--config")
         chosen = load_config(ROOT / config, words).as_dict()["objective"]["name"]
         assert chosen == METHODS[method]["objective"]["name"]

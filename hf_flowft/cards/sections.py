@@ -201,7 +201,7 @@ def limits_section(results: dict[str, Any], config: dict[str, Any]) -> str:
     if results["base_model"] is not None and not any(name.startswith("base_domain/") for name in metrics):
         limits.append("What it has forgotten of the base's domain was not measured.")
     if results["labels"]:
-        limits.append(f"Trained on the labels {_listed(results['labels'])} only.")
+        limits.append(f"The data it was trained on have the labels {_listed(results['labels'])} only.")
     return "\n".join(["## Intended use and limits", "", use, "", *(f"- {limit}" for limit in limits)])
 
 

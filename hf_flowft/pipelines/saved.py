@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,8 +36,13 @@ class SavedPipeline(DiffusionPipeline):
         """Save the pipeline: safetensors, JSON, the conditions, and a stub by which diffusers loads it where this package is installed.
 
         Args: `base`: save a residual model without its frozen base, which is kept in this repository.
-        Raises: ValueError when the base is not the model's; for `push_to_hub=True`, which has its own method.
+        Raises: ValueError when the base is not the model's; for a model that diffusers cannot save; for `push_to_hub=True`, which has its own method.
         """
+        if not isinstance(self.model, ModelMixin):
+            raise ValueError(
+                f"a {type(self.model).__name__} is no model of diffusers (ModelMixin with ConfigMixin), so that nobody could load it again: derive it "
+                "from these two, as hf_flowft.models.VelocityMLP does, or save its state_dict yourself."
+            )
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained only saves; call push_to_hub(repo_id), which writes the card too.")
         folder = Path(save_directory)
