@@ -66,9 +66,9 @@ def _how(results: dict[str, Any]) -> str:
     if episodes:
         both = f"rewards episode by episode from the same starts, the others over the same noise ({draws} draw{'' if draws == 1 else 's'})"
     return (
-        f"Result minus base, {both}. A difference counts when zero lies outside of its 95 % interval, by Student's t over the paired differences "
-        f"(with two draws that takes 14 standard errors, with four 3.3); one of a number that was drawn once {single}. How much other held-out "
-        f"samples would have changed the numbers is not part of the errors{', but for rewards' if episodes else ''}."
+        f"Result minus base, {both}. A difference counts when chance would exceed it in fewer than one of twenty cases, by Student's t over the "
+        f"paired differences (the fewer the draws, the more it takes); one of a number that was drawn once {single}. How much other held-out samples "
+        f"would have changed the numbers is not part of the errors{', but for rewards' if episodes else ''}."
     )
 
 
