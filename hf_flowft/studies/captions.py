@@ -226,8 +226,9 @@ def draw(folder: Path) -> None:
     for steps in (28, 1):
         rows = {"base": pictures(folder, "", prompts, noise, steps)}
         rows |= {row.title: pictures(folder, name, prompts, noise, steps) for name, row in ROWS.items()}
-        names = [prompt.removeprefix("a handwritten ") for prompt in prompts]
-        figures.image_rows(rows, folder / f"captions_{steps}.png", names, f"the same noise, {steps} step(s)")
+        names = [prompt.removeprefix("a handwritten ").replace(", ", ",\n") for prompt in prompts]
+        title = f"the same noise, {steps} step{'s' if steps > 1 else ''}"
+        figures.image_rows(rows, folder / f"captions_{steps}.png", names, title)
 
 
 def pictures(folder: Path, name: str, prompts: list[str], noise: torch.Tensor, steps: int) -> torch.Tensor:
