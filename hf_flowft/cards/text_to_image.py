@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -21,7 +22,7 @@ def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -
         *adapter,
         f"steps = {num_steps}",
         "sigmas = [1 - i / steps for i in range(steps)]  # the grid it was trained and measured on; the scheduler shifts it once",
-        f"image = pipeline({drawn['prompt']!r}, sigmas=sigmas, num_inference_steps=steps, height={height}, width={width}).images[0]",
+        f"image = pipeline({json.dumps(drawn['prompt'], ensure_ascii=False)}, sigmas=sigmas, num_inference_steps=steps, height={height}, width={width}).images[0]",
     ]
     told = "No package but diffusers is needed" + (" (and peft, for the adapter)." if adapter else ".")
     return "## Use\n\n" + told + "\n\n```python\n" + "\n".join(code) + "\n```"
