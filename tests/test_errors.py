@@ -95,7 +95,7 @@ def test_data_that_cannot_be_used(make, message):
         (lambda: trainer(ema_decay=1.0), r"must be in \[0, 1\), got 1"),
         (
             lambda: EvalConfig(metric="fid"),
-            "must be one of auto, energy, frechet, held_out_loss, reconstruction, got 'fid'",
+            "must be one of auto, energy, frechet, kid, held_out_loss, reconstruction, got 'fid'",
         ),
     ],
     ids=lambda value: None if callable(value) else value[:30],

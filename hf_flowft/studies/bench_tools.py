@@ -173,7 +173,7 @@ class TrainerLoop(Contestant, Callback):
             from_tensors("benchmark", data, data[:2], data[:2]),
             objective,
             TrainConfig(num_steps=ENDLESS, batch_size=batch_size, log_every=block),
-            EvalConfig(metric="held_out_loss", every=ENDLESS, num_repeats=1),
+            EvalConfig(metric="reconstruction", select_num_steps=[1], every=ENDLESS, num_repeats=1),
             rows=BankRows(lambda version: Batch(data, x_0=x_0)),
             callbacks=[self],
         )
