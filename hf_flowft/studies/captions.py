@@ -122,7 +122,7 @@ SMALL_BANKS: dict[str, Any] = {"pairs.num_pairs": 8, "pairs.num_steps": 2, "pair
 def main(folder: Path, quick: bool = False, data: str = "", seeds: int = 3) -> None:
     """Train the base, fine-tune it, and write the table and pictures; everything that is there is reused.
 
-    Args: `data`: a folder with images/mnist.npz; empty takes the small digits of scikit-learn; `seeds`: of the fine-tuning.
+    Args: `data`: a folder with images/mnist.npz; empty takes the small digits of scikit-learn; `seeds`: of the choice of images and of the fine-tuning.
     """
     seeds = 1 if quick else seeds
     Cells(folder / "cells", {"data": Path(data).name, "quick": quick})
