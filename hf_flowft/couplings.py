@@ -35,7 +35,7 @@ class Coupling(Protocol):
 class Shard:
     """Which rows of the global batch this process holds: rank `rank` of `world_size` holds one contiguous, equal block.
 
-    `gather` concatenates a local tensor over the processes, in rank order (`accelerator.gather`); it is called on every rank.
+    `gather` concatenates a local tensor over the processes, in rank order, and leaves it on its device; it is called on every rank.
     """
 
     rank: int = 0
@@ -64,7 +64,7 @@ def couple(
 
 def squared_distances(x: Tensor, y: Tensor) -> np.ndarray:
     """||x_i - y_j||^2 over all pairs, float64: (len(x), len(y)); events are flattened, one number a row is an event too."""
-    a, b = (z.detach().double().cpu().reshape(z.shape[0], -1) for z in (x, y))
+    a, b = (z.detach().cpu().double().reshape(z.shape[0], -1) for z in (x, y))
     return (torch.cdist(a, b) ** 2).numpy()
 
 

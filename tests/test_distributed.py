@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -219,6 +221,23 @@ def test_other_engines_are_refused(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     assert Processes(TrainConfig(), None).count == 1
     refuse_engines([])
+
+
+def test_what_is_gathered_travels_on_the_device():
+    """Batches wait on the CPU, but NCCL sends from the device only: couplings and numbers go there and come back; one process sends nothing."""
+    processes = Processes(TrainConfig(), None)
+    x = torch.ones(2, 3)
+    assert processes.shard.gather(x) is x
+    sent, answer = [], MagicMock()
+
+    def gather(tensor):
+        sent.append((tensor.device.type, tensor.shape))
+        return answer
+
+    processes.accelerator, processes.count = SimpleNamespace(device=torch.device("meta"), gather=gather), 2
+    processes.shard.gather(x)
+    assert sent == [("meta", (2, 3))]
+    answer.to.assert_called_once_with(x.device)
 
 
 def test_one_process_has_nothing_to_divide(monkeypatch, tmp_path):

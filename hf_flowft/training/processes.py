@@ -56,11 +56,11 @@ class Processes:
         self.is_main = self.accelerator.is_main_process
         if self.count > 1:
             _release_at_exit()
-        self.shard = Shard(self.accelerator.process_index, self.count, self.accelerator.gather)
+        self.shard = Shard(self.accelerator.process_index, self.count, self.gather)
 
     def gather(self, x: Tensor) -> Tensor:
-        """A tensor's rows from all processes, in their order."""
-        return self.accelerator.gather(x.to(self.accelerator.device))
+        """A tensor's rows from all processes, in their order, where `x` is; on the way they are on the device, as NCCL wants them."""
+        return x if self.count == 1 else self.accelerator.gather(x.to(self.accelerator.device)).to(x.device)
 
     def numbers(self, value: float) -> Tensor:
         """A number of each process: (processes,) float64."""
