@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from tiny import SMALL_RUN, network, pretrained, toy, tree
+from torch import nn
 
 from hf_flowft import (
     Callback,
@@ -62,6 +63,42 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path):
     trainer(tmp_path / "short", num_steps=5).train()
     trainer(tmp_path / "short", "latest").train()
     assert_same(tmp_path / "whole", tmp_path / "short")
+
+
+class Tied(nn.Module):
+    """Two layers with one weight that is trained, and two with one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        self.layers[2].weight = self.layers[0].weight
+        self.layers[4].weight = self.layers[3].weight
+        self.layers[3].weight.requires_grad_(False)
+
+    def forward(self, x, t):
+        """A velocity."""
+        return self.layers(x)
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path):
+    """A run whose network has one weight under two names is resumed to the bit, still as one weight, and the frozen one is not among those saved."""
+
+    def run(folder, checkpoint="", steps=10):
+        config = TrainConfig(num_steps=steps, batch_size=16, log_every=1, resume_from_checkpoint=checkpoint)
+        return FlowTrainer(Tied(), DATA, FlowMatchingObjective(), config, EVAL, folder).train().model
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", steps=5)
+    resumed = run(tmp_path / "parts", "latest")
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert resumed.layers[0].weight is resumed.layers[2].weight
+    assert not torch.equal(resumed.layers[0].weight, Tied().layers[0].weight)
+    saved = last_weights(tmp_path / "parts")
+    assert torch.equal(saved["velocity.model.layers.0.weight"], saved["velocity.model.layers.2.weight"])
+    assert not {"velocity.model.layers.3.weight", "velocity.model.layers.4.weight"} & saved.keys()
 
 
 def test_resuming_warns_of_nothing(tmp_path):

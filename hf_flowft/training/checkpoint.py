@@ -105,12 +105,22 @@ def save_checkpoint(
     with appearing(folder) as temporary:
         for stem, group in tensors.items():
             if group:
-                contents = {k: v.detach().cpu().contiguous() for k, v in group.items()}
-                save_file(contents, temporary / f"{stem}.safetensors")
+                save_file(_apart(group), temporary / f"{stem}.safetensors")
         torch.save(optimizer, temporary / "optimizer.pt")
         files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"format_version": FORMAT_VERSION, **state, "files": files}, indent=1)
         (temporary / STATE_FILE).write_text(text)
+
+
+def _apart(group: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, each in memory of its own: safetensors refuses those that share it, as tied weights do."""
+    apart, taken = dict[str, Tensor](), set[int]()
+    for name, tensor in group.items():
+        x = tensor.detach().cpu().contiguous()
+        memory = x.untyped_storage().data_ptr()
+        apart[name] = x.clone() if memory in taken else x
+        taken.add(memory)
+    return apart
 
 
 def _flush(path: Path) -> None:

@@ -38,7 +38,8 @@ class TrainStep(nn.Module):
     def changing(self) -> dict[str, Tensor]:
         """What training changes: trained parameters and buffers, by name."""
         state = self.state_dict()
-        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        named = self.named_parameters(remove_duplicate=False)  # tied weights under each of their names
+        frozen = {name for name, p in named if not p.requires_grad}
         return {k: x for k, x in state.items() if k not in frozen and not k.startswith("objective.reference")}
 
 
