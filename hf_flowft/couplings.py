@@ -230,4 +230,9 @@ def _equal_rows(labels: list[Tensor], size: int) -> list[Tensor]:
     return [torch.nonzero(group == g).flatten() for g in range(int(group.max()) + 1)]
 
 
+def may_be_independent(coupling: str) -> bool:
+    """Whether a flow is said to be trained with noise independent of its data, or nothing is said: the custom, then."""
+    return coupling in ("independent", "unknown")
+
+
 COUPLINGS = {"independent": IndependentCoupling, "ot": OTCoupling, "sinkhorn": SinkhornCoupling}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .conventions import time_grid
-from .couplings import Shard
+from .couplings import Shard, may_be_independent
 from .paths import LINEAR
 from .sampling import draw_rows, generate
 from .times import TimeDensity
@@ -97,7 +97,7 @@ def build_replay(
         raise ValueError(f"unknown replay states {states!r}; choose one of {', '.join(get_args(ReplayStates))}.")
     if states == "auto":
         states = "interpolant" if base_coupling == "independent" else "trajectory"
-    elif states == "interpolant" and base_coupling not in ("independent", "unknown"):
+    elif states == "interpolant" and not may_be_independent(base_coupling):
         raise ValueError(
             f"replay_states 'interpolant' is biased for a base trained with the {base_coupling!r} coupling: use 'trajectory'."
         )

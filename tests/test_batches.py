@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import toy
 
-from hf_flowft import FlowMatchingObjective
+from hf_flowft import FlowMatchingObjective, FrozenVelocity, ReplayObjective, build_replay
 from hf_flowft.batch import Batch
 from hf_flowft.couplings import OTCoupling, Shard
 from hf_flowft.objectives import Objective
@@ -206,6 +206,36 @@ def test_conditions_are_dropped_together():
     both = Batch(torch.cat([numbers(4).x_1] * 2), {"class_labels": torch.arange(4).repeat(2)})
     whole = ConditionDropout(0.3, {"class_labels": 7.0})(both, torch.Generator(), Shard())
     assert torch.equal(torch.cat([half.condition["class_labels"] for half in halves]), whole.condition["class_labels"])
+
+
+def test_what_is_replayed_loses_its_condition_too(generator):
+    """As often as the new rows do; the velocity to be kept is then the base's without a condition, also where one was cached with it."""
+
+    class Base(torch.nn.Module):
+        """v = its label."""
+
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t, class_labels):
+            return self.one * class_labels[:, None] * torch.ones_like(x)
+
+    kept = {"class_labels": torch.ones(64, dtype=int)}
+    for states in ("interpolant", "trajectory"):
+        bank = build_replay(FrozenVelocity(Base()), kept, [2], generator, states=states, num_samples=64, num_steps=2)
+        objective, rows = (
+            ReplayObjective(bank),
+            MemoryRows(Batch(torch.zeros(4000, 2), {"class_labels": torch.ones(4000, dtype=int)})),
+        )
+        drawn = drawn_batches(
+            rows, SampleOrder(4000, 4000, 0), objective, 0, 0, ConditionDropout(0.3, {"class_labels": 7})
+        )
+        batch = next(drawn)
+        for labels in (batch.condition["class_labels"], batch.replay.condition["class_labels"]):
+            assert (labels == 7).float().mean() == pytest.approx(0.3, abs=0.03)
+        old = objective.kept(batch.replay)
+        assert torch.equal(old.v_t, old.condition["class_labels"][:, None].expand(-1, 2).float())
 
 
 def test_dropping_needs_a_null_value():

@@ -41,7 +41,7 @@ def test_an_improvement_must_exceed_its_error(gain, improved):
     selection = selected(EvalConfig(min_delta=1.0), (base, []), ([10 - gain + 1, 20 - gain - 1], []))
     assert selection.improvement() == pytest.approx((gain, 1.0))
     assert selection.improved is improved
-    assert ("the base is returned" in selection.verdict("m")) is not improved
+    assert ("the base is returned" in selection.verdict("m", "validation")) is not improved
 
 
 def test_candidates_that_forget_are_not_eligible():
@@ -50,6 +50,22 @@ def test_candidates_that_forget_are_not_eligible():
     assert selected(EvalConfig(forgetting_limit=1.25), *scores).best.step == 2
     assert selected(EvalConfig(), *scores).best.step == 1
     assert selected(EvalConfig(forgetting_limit=1.25), *[(target, []) for target, _ in scores]).best.step == 1
+
+
+def test_a_base_that_is_at_zero_may_be_kept():
+    """Unbiased distances of the base to its own samples scatter about zero: a rise within its paired standard error is none, whatever the factor."""
+    limit, base = EvalConfig(forgetting_limit=1.25), [-0.02, 0.017]
+    shifted = {
+        rise: ([1.0], [base[0] + rise - 0.01, base[1] + rise + 0.01]) for rise in (0.0, 0.009, 0.011)
+    }  # error 0.01
+    kept = {rise: selected(limit, ([3.0], base), score).best.step == 1 for rise, score in shifted.items()}
+    assert kept == {0.0: True, 0.009: True, 0.011: False}
+
+
+def test_the_verdict_names_what_was_judged():
+    """Where nothing was held out, that is the training data."""
+    selection = selected(EvalConfig(), ([3.0], []), ([2.0], []))
+    assert "on the train split" in selection.verdict("m", "train")
 
 
 def test_what_is_not_a_number_never_wins():

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import SMALL_RUN, pretrained
 
 from hf_flowft import load_config
@@ -25,6 +27,10 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "scripts"):
         (folder / name).symlink_to(ROOT / name)
+    for number in range(60):
+        picture = folder / "my_images" / "abc"[number % 3] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (4 * number, 90 * (number % 3), 0)).save(picture)
     return folder
 
 
@@ -58,11 +64,11 @@ def test_commands_run(place):
     """The commands run in their order, trainings for two steps."""
     commands = [code for kind, language, code in BLOCKS if (kind, language) == ("run", "bash")]
     for line in "".join(commands).strip().splitlines():
-        few = f" {FEW}" if "--config" in line and "evaluate" not in line else ""
+        few = f" {FEW}" if ("--config" in line or "my_images" in line) and "evaluate" not in line else ""
         small = " --pairs.num_pairs=64" if "finetune_mle" in line or "few_steps.yaml" in line else ""
         small += " --eval.episodes=1 --pairs.num_steps=2" if "pusht" in line and "--config" in line else ""
         line = line.replace("--episodes 200", "--episodes 12").replace("--episodes 100", "--episodes 2")
-        run((line + few + small).split(), place)
+        run(shlex.split(line + few + small), place)
 
 
 @pytest.mark.slow

@@ -44,7 +44,10 @@ class Objective(nn.Module):
     scheduler: Any = None
     """The noise schedule it was trained with, as diffusers' scheduler; None for a flow, which has none."""
     lowers_loss: bool = True
-    """Whether a better model has a lower flow-matching loss too: not where the ends of paths are trained, which may become other paths."""
+    """Whether a better model has a lower flow-matching loss of independent pairs too: not where the ends of paths are trained, which may become
+    other paths, nor with OT pairs, whose velocity is another one."""
+    drops_conditions: bool = True
+    """Whether a condition may be dropped from what was drawn (`train.condition_dropout`): not where data were made under it."""
     prefetch: bool = False
     """Whether `draw` is slow enough to be worth running in the background."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard, couple
+from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard, couple, may_be_independent
 from ..paths import LINEAR, Path
 from ..solvers import NoiseSchedule
 from ..times import TimeDensity
@@ -82,7 +82,7 @@ class FlowMatchingObjective(Objective):
     ):
         super().__init__()
         self.path, self.coupling, self.times, self.weighting = path, coupling, times, weighting
-        self.prefetch = coupling.expensive
+        self.prefetch, self.lowers_loss = coupling.expensive, may_be_independent(coupling.name)
 
     def draw(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
         """Noise, times and path points; see `draw_path_batch`."""

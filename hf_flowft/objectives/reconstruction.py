@@ -57,6 +57,7 @@ class ReconstructionObjective(Objective):
     )
 
     lowers_loss = False
+    drops_conditions = False
     variance: Tensor
 
     def __init__(

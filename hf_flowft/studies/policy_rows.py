@@ -111,7 +111,7 @@ ROWS: dict[str, Row] = {
         "flow matching continued, then MLE, self, random N", ("few steps",), "pusht_few_steps", "plain",
         {"pairs.num_pairs": 65536, "train.num_steps": 1600}, (2, 1, 4, 8, 16), "plain",
     ),
-    "gft": Row("GFT, target measure", ("converged",), "pusht_plain", "base", {"objective.name": "gft"}, control="plain"),
+    "gft": Row("GFT, target measure", ("converged",), "pusht_plain", "base", {"objective.name": "gft", "objective.measure": "target"}, control="plain"),
     "bank_random": _mle("MLE, bank, random N", ("few steps",), "base", [1, 2, 4, 8], (2, 1, 4, 8, 16), train__num_steps=800),
     "fresh": _mle("MLE, fresh noise", ("converged",), "base", [4], (4,), train__num_steps=600, **FRESH),
     "mlp_fresh": _gav("MLP residual, fresh noise", "mlp", **FRESH),

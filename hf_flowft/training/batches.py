@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -140,9 +141,10 @@ def drawn_batches(
         for step, batch in enumerate(rows.batches(order, start), start):
             if augmentation is not None:
                 batch = augmentation(batch, keyed_generator(seed, "augment", step), shard)
+            drawn = objective.draw(batch, keyed_generator(seed, "draw", step), shard)
             if condition_dropout is not None:
-                batch = condition_dropout(batch, keyed_generator(seed, "dropout", step), shard)
-            yield objective.draw(batch, keyed_generator(seed, "draw", step), shard)
+                drawn = condition_dropout(drawn, keyed_generator(seed, "dropout", step), shard)
+            yield drawn
 
     return prefetched(draws()) if objective.prefetch and shard.world_size == 1 else draws()
 
@@ -185,6 +187,8 @@ class Augmentation:
 class ConditionDropout:
     """Replaces each sample's conditions, all together, by their null values with some probability: for classifier-free guidance.
 
+    Samples of the base that stand beside the batch lose theirs too, so that the model without conditions is kept as well as the one with them.
+
     Args: `null_condition`: the number that stands for "none", by condition; None for one that is never dropped.
     """
 
@@ -194,7 +198,14 @@ class ConditionDropout:
         self.probability, self.null_condition = probability, null_condition
 
     def __call__(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
-        """The batch with some conditions dropped."""
+        """The batch, and what is replayed beside it, with some conditions dropped."""
+        batch = self._dropped(batch, generator, shard)
+        if batch.replay is None:
+            return batch
+        replay = self._dropped(batch.replay, generator, shard)
+        return replace(batch, replay=replace(replay, v_t=None))  # a velocity that was kept is one under the condition
+
+    def _dropped(self, batch: Batch, generator: torch.Generator, shard: Shard) -> Batch:
         drop = shard.rows(torch.rand(len(batch) * shard.world_size, generator=generator) < self.probability)
         missing = sorted(set(batch.condition) - set(self.null_condition))
         if missing or not batch.condition:

@@ -115,8 +115,8 @@ class Evaluator:
             )
         if self.config.metric == "held_out_loss" and not self.lowers_loss:
             raise ValueError(
-                "eval.metric held_out_loss cannot select a run of MLE, which trains where paths end and mostly raises this loss: choose energy, kid "
-                "(of images) or reconstruction, or eval.environment for a policy."
+                "eval.metric held_out_loss is the loss of independent pairs. It says nothing of a run of MLE, which trains where paths end, nor of pairs "
+                "by optimal transport, of the run or of its base: choose energy, kid (of images) or reconstruction, or eval.environment for a policy."
             )
         if self.config.metric != "auto":
             return self.config.metric

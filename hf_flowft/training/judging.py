@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..couplings import may_be_independent
 from ..data import FlowData
 from ..latents.opening import family_of
 from ..objectives import ReconstructionConfig
@@ -31,7 +32,8 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     pipeline = FlowPipeline.from_pretrained(path).to(training_device())
     check_fits(pipeline, path, data)
     data.adopt(pipeline.description)
-    return report(_evaluator(data, config, pipeline.shift), pipeline.velocity())
+    coupling = pipeline.description.get("coupling", "unknown")
+    return report(_evaluator(data, config, pipeline.shift, coupling), pipeline.velocity())
 
 
 def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
@@ -44,9 +46,11 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
     return report(_evaluator(trainee.data, config, trainee.base.shift), velocity)
 
 
-def _evaluator(data: FlowData, config: RunConfig, shift: float) -> Evaluator:
-    """The one of the run, but for what only an objective knows."""
-    lowers_loss = not isinstance(config.objective, ReconstructionConfig)
+def _evaluator(data: FlowData, config: RunConfig, shift: float, trained: str = "unknown") -> Evaluator:
+    """The one of the run, but for what only an objective knows; `trained`: the coupling of what is judged."""
+    objective = config.objective
+    lowers_loss = not isinstance(objective, ReconstructionConfig) and may_be_independent(objective.coupling)
+    lowers_loss = lowers_loss and may_be_independent(trained)
     return Evaluator(data, config.eval, config.seed, shift, lowers_loss=lowers_loss)
 
 

@@ -94,6 +94,7 @@ class Run:
             rows=self._rows(),
             shift=self.shift,
             null_condition=self.null_condition,
+            base_coupling=self.base_coupling,
             callbacks=(*callbacks, *self._watchers()),
             identity=config.as_dict(),
             rollouts=Rollouts(config.eval, self._pipeline, config.seed) if config.eval.environment else None,
@@ -296,5 +297,4 @@ def _cycled(x: torch.Tensor, size: int) -> torch.Tensor:
 
 def load_data(config: RunConfig) -> FlowData:
     """The data a run names."""
-    load = next(load for kind, load in DATA.values() if kind is type(config.data))
-    return load(config.data)
+    return next(load for kind, load in DATA.values() if kind is type(config.data))(config.data)

@@ -10,6 +10,14 @@ from .evaluation import Score
 from .settings import EvalConfig
 
 
+def paired_difference(values: list[float], others: list[float]) -> tuple[float, float]:
+    """The mean of values - others over common noise draws, and its standard error (0 of a single draw)."""
+    differences = [a - b for a, b in zip(values, others, strict=True)]
+    mean = sum(differences) / len(differences)
+    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1))
+    return mean, spread / math.sqrt(len(differences))
+
+
 @dataclass
 class Selection:
     """The candidates seen so far; the first one is the base.
@@ -40,14 +48,14 @@ class Selection:
         if not math.isfinite(score.value):
             return False
         limit = self.config.forgetting_limit
-        return not limit or score.forgetting is None or score.forgetting <= limit * self.base.forgetting
+        if not limit or score.forgetting is None:
+            return True
+        rise, error = paired_difference(score.base_domain, self.base.base_domain)
+        return rise <= max((limit - 1) * abs(self.base.forgetting), error)
 
     def improvement(self) -> tuple[float, float]:
         """How much lower the best is than the base, and the standard error of that difference over the common noise draws."""
-        differences = [b - c for b, c in zip(self.base.target, self.best.target, strict=True)]
-        mean = sum(differences) / len(differences)
-        spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1))
-        return mean, spread / math.sqrt(len(differences))
+        return paired_difference(self.base.target, self.best.target)
 
     @property
     def improved(self) -> bool:
@@ -67,16 +75,16 @@ class Selection:
         """Whether early stopping says enough."""
         return bool(self.config.patience) and self.since_best >= self.config.patience
 
-    def verdict(self, metric: str) -> str:
-        """One sentence for the log, the results and the card."""
+    def verdict(self, metric: str, split: str) -> str:
+        """One sentence for the log, the results and the card; `split`: what the candidates were judged on."""
         gain, error = self.improvement()
         if self.improved:
             return (
-                f"Step {self.best.step} is the best model on the validation split: {metric} {self.best.value:.4g} against {self.base.value:.4g} "
+                f"Step {self.best.step} is the best model on the {split} split: {metric} {self.best.value:.4g} against {self.base.value:.4g} "
                 f"for the base (lower is better; difference {gain:.3g} +- {error:.2g})."
             )
         return (
-            f"Nothing beat the base on the validation split ({metric} {self.base.value:.4g}) by more than {self.config.min_delta:g} standard errors"
+            f"Nothing beat the base on the {split} split ({metric} {self.base.value:.4g}) by more than {self.config.min_delta:g} standard errors"
             f"{'' if self.best is self.base else f'; the best attempt was {self.best.value:.4g} at step {self.best.step}'}: the base is returned."
         )
 

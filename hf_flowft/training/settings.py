@@ -107,7 +107,7 @@ class EvalConfig:
     frechet: Frechet distance on the features handed to the trainer; kid: of images, kernel distance on the features of EfficientNet-lite0
     (`hf_flowft[metrics]`); held_out_loss: flow-matching loss at fixed noise and times; reconstruction: mean squared error of one sample under each
     held-out condition. auto: frechet where features are given, energy for vectors and images of up to 256
-    numbers, held_out_loss otherwise; where that says nothing, after MLE or of what is no flow, energy, or reconstruction under observations."""
+    numbers, held_out_loss otherwise; where that says nothing, after MLE, with OT pairs or of what is no flow, energy, or reconstruction under observations."""
     environment: str = ""
     """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
     reached reward, from validation starts, and from test starts in the report. Reconstruction and loss are no proxies for control."""
@@ -137,7 +137,8 @@ class EvalConfig:
     min_delta: float = 1.0
     """A candidate replaces the base only when it is better by more than so many standard errors of the paired difference."""
     forgetting_limit: float = 0.0
-    """Candidates whose metric on the base's data exceeds so many times the base's are not eligible; 0 for no limit."""
+    """Candidates whose metric on the base's data exceeds so many times the base's, by more than the standard error of the paired difference, are not
+    eligible; 0 for no limit."""
     patience: int = 0
     """Stop after so many evaluations without a new best; 0 never stops early."""
 

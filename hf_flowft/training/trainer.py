@@ -17,13 +17,14 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..batch import Batch
+from ..couplings import may_be_independent
 from ..data import FlowData
 from ..digests import tensors_digest
 from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
 from ..velocity import ParkedVelocity, Velocity
 from . import resume
-from .batches import Augmentation, ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
+from .batches import Augmentation, BankRows, ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
 from .callbacks import Callback
 from .checkpoint import CheckpointError, checkpoint_path, list_checkpoints
 from .ema import EMA, copy_into
@@ -47,7 +48,7 @@ class FlowTrainer:
         train, evaluation: settings; output_dir: where checkpoints go, None writes nothing.
         seed: of batch order, noise, times and evaluation noise; shift: of the sampler's grid.
         rows: where training batches come from instead of the training split, e.g. `BankRows` of pairs.
-        null_condition: null values for `condition_dropout`.
+        null_condition: null values for `condition_dropout`; base_coupling: that of the base, whose loss says nothing when it is not independent.
         features, metric, rollouts: for the evaluation, see `Evaluator`.
         callbacks: objects that watch the run; identity: the resolved settings of the run, kept in checkpoints so that resuming under others is refused.
     """
@@ -65,6 +66,7 @@ class FlowTrainer:
         rows: Rows | None = None,
         shift: float = 1.0,
         null_condition: dict[str, float | None] | None = None,
+        base_coupling: str = "unknown",
         features: Callable[[Tensor], Tensor] | None = None,
         metric: SampleMetric | None = None,
         rollouts: Callable[[Velocity, str, int, int], list[float]] | None = None,
@@ -79,16 +81,23 @@ class FlowTrainer:
         self.processes = Processes(train, self.output_dir)
         self.accelerator = self.processes.accelerator
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
-        drop = train.condition_dropout
-        self.dropout = ConditionDropout(drop, null_condition or {}) if drop else None
+        self.dropout = self._condition_dropout(objective, null_condition or {}) if train.condition_dropout else None
         self.augmentation = Augmentation(train.augment, data) if train.augment else None
-        learned = (objective.predicts, objective.scheduler, objective.lowers_loss)
+        unpaired = may_be_independent(base_coupling) and not isinstance(self.rows, BankRows)
+        learned = (objective.predicts, objective.scheduler, objective.lowers_loss and unpaired)
         self.evaluator = Evaluator(data, evaluation, seed, shift, features, metric, rollouts, *learned)
         self.selection = Selection(evaluation)
         self.step, self.history = 0, list[dict[str, float]]()
         self.seconds_before, self.started = 0.0, time.perf_counter()
         self._saved: Path = None
         self._build(objective)
+
+    def _condition_dropout(self, objective: Objective, null_condition: dict[str, float | None]) -> ConditionDropout:
+        if not objective.drops_conditions:
+            raise ValueError(
+                f"train.condition_dropout does not go with {objective.name}, whose pairs were made under their conditions: set it to 0."
+            )
+        return ConditionDropout(self.config.condition_dropout, null_condition)
 
     def _build(self, objective: Objective) -> None:
         if self.config.gradient_checkpointing:
@@ -266,7 +275,8 @@ class FlowTrainer:
         copy_into(self.weights(), self.best_weights if improved else self.base_weights)
         self._gather()
         self.model.eval()
-        verdict, step = self.selection.verdict(self.evaluator.metric_name), self.selection.best.step if improved else 0
+        verdict = self.selection.verdict(self.evaluator.metric_name, self.evaluator.selection_split)
+        step = self.selection.best.step if improved else 0
         return TrainResult(self.model, step, improved, verdict, self.selection, self.history, stopped, self.seconds)
 
     def save_checkpoint(self) -> None:
