@@ -67,6 +67,10 @@ def test_commands_run(place):
         few = f" {FEW}" if ("--config" in line or "my_images" in line) and "evaluate" not in line else ""
         small = " --pairs.num_pairs=64" if "finetune_mle" in line or "few_steps.yaml" in line else ""
         small += " --eval.episodes=1 --pairs.num_steps=2" if "pusht" in line and "--config" in line else ""
+        small += " --model.channels=[8] --eval.max_samples=8 --eval.path_numbers=false" if "unet2d" in line else ""
+        small += (
+            " --objective.replay_samples=8 --eval.max_samples=8 --eval.path_numbers=false" if "mine_too" in line else ""
+        )
         line = line.replace("--episodes 200", "--episodes 12").replace("--episodes 100", "--episodes 2")
         run(shlex.split(line + few + small), place)
 
