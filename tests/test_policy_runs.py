@@ -54,6 +54,22 @@ def test_it_is_judged_by_what_it_reaches(run):
         assert len(entry["values"]) == 2
 
 
+def test_evaluate_says_what_the_run_said(run, tmp_path):
+    """By the run's config its pipeline is judged by the same episodes: the very numbers of its card."""
+    assert (
+        main(
+            ["evaluate", str(run / "pipeline"), "--config", str(run / "config.yaml"), "--out", str(tmp_path / "e.json")]
+        )
+        == 0
+    )
+    again, known = (
+        json.loads((tmp_path / "e.json").read_text())["metrics"],
+        json.loads((run / "results.json").read_text()),
+    )
+    name = "target/reward_shortfall@1"
+    assert again[name]["values"] == known["metrics"]["result"][name]["values"]
+
+
 def test_it_comes_back_as_a_policy(run):
     pipeline = FlowPipeline.from_pretrained(run / "pipeline")
     assert type(pipeline) is FlowPolicyPipeline

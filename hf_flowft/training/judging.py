@@ -17,6 +17,7 @@ from .latents import LoRAConfig
 from .models import PretrainedConfig, check_fits
 from .processes import training_device
 from .report import report
+from .rollouts import Rollouts
 from .run import load_data
 
 
@@ -33,7 +34,8 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     check_fits(pipeline, path, data)
     data.adopt(pipeline.description)
     coupling = pipeline.description.get("coupling", "unknown")
-    return report(_evaluator(data, config, pipeline.shift, coupling), pipeline.velocity())
+    rollouts = Rollouts(config.eval, lambda _: pipeline, config.seed) if config.eval.environment else None
+    return report(_evaluator(data, config, pipeline.shift, coupling, rollouts), pipeline.velocity())
 
 
 def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
@@ -46,12 +48,14 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
     return report(_evaluator(trainee.data, config, trainee.base.shift), velocity)
 
 
-def _evaluator(data: FlowData, config: RunConfig, shift: float, trained: str = "unknown") -> Evaluator:
-    """The one of the run, but for what only an objective knows; `trained`: the coupling of what is judged."""
+def _evaluator(
+    data: FlowData, config: RunConfig, shift: float, trained: str = "unknown", rollouts: Rollouts | None = None
+) -> Evaluator:
+    """The one of the run, but for what only an objective knows; `trained`: the coupling of what is judged; `rollouts`: of a policy."""
     objective = config.objective
     lowers_loss = not isinstance(objective, ReconstructionConfig) and may_be_independent(objective.coupling)
     lowers_loss = lowers_loss and may_be_independent(trained)
-    return Evaluator(data, config.eval, config.seed, shift, lowers_loss=lowers_loss)
+    return Evaluator(data, config.eval, config.seed, shift, rollouts=rollouts, lowers_loss=lowers_loss)
 
 
 def _is_whole(path: str) -> bool:
