@@ -76,6 +76,41 @@ def test_images_are_cropped_in_the_centre():
     assert prepare_image(transparent, (6, 6), 3)[:, 0, 0].tolist() == [10, 20, 30]
 
 
+@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_become_eight(kind):
+    """Grey levels in 16 bits are divided by 257, so that black, white and what is between stay what they are."""
+    levels = np.array([[0, 257, 32896, 65535]])
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[kind]
+    image = Image.frombytes(kind, (4, 1), levels.astype(dtype).tobytes())
+    assert prepare_image(image, (1, 4), 1).tolist() == [[[0, 1, 128, 255]]]
+    assert prepare_image(image, (1, 4), 3).tolist() == [[[0, 1, 128, 255]]] * 3
+
+
+def test_transparent_parts_are_white():
+    """Of a colour picture and of one with a palette; half transparent is half white."""
+    image = Image.new("RGBA", (3, 1), (10, 20, 30, 255))
+    image.putpixel((0, 0), (10, 20, 30, 0))
+    image.putpixel((1, 0), (55, 55, 55, 128))
+    assert prepare_image(image, (1, 3), 3)[:, 0].T.tolist() == [[255] * 3, [155] * 3, [10, 20, 30]]
+    drawn = Image.new("P", (2, 1), 0)
+    drawn.putpalette([0, 0, 0, 40, 40, 40])
+    drawn.putpixel((1, 0), 1)
+    drawn.info["transparency"] = 0
+    assert prepare_image(drawn, (1, 2), 1).tolist() == [[[255, 40]]]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [(np.float32(0.5), "floating point numbers"), (np.int32(70000), "from 70000 to 70000, beyond 16 bits")],
+)
+def test_levels_without_a_white_are_refused(tmp_path, levels, message):
+    """By the row of the picture, with what to do."""
+    for i in range(5):
+        Image.fromarray(np.full((8, 8), levels)).save(tmp_path / f"{i}.tiff")
+    with pytest.raises(ValueError, match=rf"row 0 of split 'train' .*{message}.* save it in 8 or 16 bits\.$"):
+        images(tmp_path).rows("train")
+
+
 def test_cifar_from_parquet(shared_data):
     """A real parquet of images: ten labels, pixels as another reader decodes them."""
     import io

@@ -15,6 +15,7 @@ from PIL import ImageOps
 
 from .flow_data import FlowData
 from .normalisation import Normalisation
+from .pixels import eight_bits
 from .sources import SourceConfig, open_source, split_source
 
 
@@ -33,10 +34,9 @@ class ImagesConfig(SourceConfig):
 def prepare_image(image: PILImage.Image, size: tuple[int, int], channels: int) -> np.ndarray:
     """A PIL image as (channels, height, width) uint8: resized (bicubic) until it covers the size, centre cropped.
 
-    Args: `size`: height and width; `channels`: 1 for grey, 3 for colour.
+    Args: `size`: height and width; `channels`: 1 for grey, 3 for colour.  Raises: ValueError as `eight_bits`.
     """
-    grey_or_colour = image.convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(grey_or_colour, size[::-1], PILImage.Resampling.BICUBIC)
+    fitted = ImageOps.fit(eight_bits(image, channels), size[::-1], PILImage.Resampling.BICUBIC)
     array = np.asarray(fitted, dtype=np.uint8)
     return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
 

@@ -74,7 +74,15 @@ class RowReader:
         missing = [row for row, value in zip(numbers, values, strict=True) if value is None]
         if missing:
             raise ValueError(f"row {missing[0]} of {place} has no image.")
-        return {**table, self.sample_column: [self.decode(value) for value in values]}
+        pixels = [_decoded(self.decode, value, row, place) for row, value in zip(numbers, values, strict=True)]
+        return {**table, self.sample_column: pixels}
+
+
+def _decoded(decode: Callable[[Any], np.ndarray], value: Any, row: int, place: str) -> np.ndarray:
+    try:
+        return decode(value)
+    except ValueError as error:
+        raise ValueError(f"row {row} of {place} cannot be used: {error}.") from error
 
 
 def require_labels(labels: Tensor, num_classes: int, numbers: Sequence[int], place: str) -> None:

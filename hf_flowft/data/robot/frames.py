@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import reason
+from ..pixels import eight_bits
 from . import tables
 from .metadata import Episode, Feature, Metadata
 from .video import decode_frames
@@ -88,13 +89,13 @@ def _resized(picture: Image.Image, size: Sequence[int]) -> Image.Image:
 
 
 def fitted(picture: Image.Image, feature: Feature, size: tuple[int, int]) -> np.ndarray:
-    """A picture as (channels, *size) uint8, checked against info.json.  Raises: ValueError when its size is not the one given there."""
+    """A picture as (channels, *size) uint8, checked against info.json.  Raises: ValueError when its size is not the one given there, and as `eight_bits`."""
     channels, height, width = feature.image_shape
     if picture.size != (width, height):
         raise ValueError(
             f"it is {picture.width} wide and {picture.height} high, but meta/info.json has {width} and {height}"
         )
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = eight_bits(picture, channels)
     if (height, width) != size:
         picture = _resized(picture, size)
     array = np.asarray(picture, dtype=np.uint8)
