@@ -46,6 +46,7 @@ def solve(
         if cut:
             with torch.no_grad():
                 x = integrate(field, x, times[: cut + 1], method).x
+            _forget_casts()
         return integrate(field, x, times[cut:], method).x
     if gradient == "adjoint":
         return _adjoint(field, x, times, method, tuple(parameters))
@@ -68,6 +69,7 @@ class _Checkpointed(torch.autograd.Function):
             states[k] = x
             ctx.rng.append(_rng_state(x.device))
             x = runge_kutta_step(field, x, t, t_next, scheme)
+        _forget_casts()
         ctx.field, ctx.times, ctx.scheme = field, times, scheme
         kind = x.device.type
         ctx.autocast = {
@@ -96,6 +98,11 @@ class _Checkpointed(torch.autograd.Function):
         return None, None, None, gradient, *totals
 
 
+def _forget_casts() -> None:
+    """After a solve without gradients: before PyTorch 2.10, autocast goes on using the weights it has cast there, which carry no gradients."""
+    torch.clear_autocast_cache()
+
+
 def _rng_state(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
@@ -114,4 +121,6 @@ def _adjoint(
     tableau(method)
     grid = torch.tensor(list(times), dtype=x.dtype, device=x.device)
     options = {"method": _TORCHDIFFEQ_NAMES[method], "adjoint_params": parameters}
-    return odeint_adjoint(lambda t, state: field(state, t), x, grid, **options)[-1]
+    end = odeint_adjoint(lambda t, state: field(state, t), x, grid, **options)[-1]
+    _forget_casts()
+    return end

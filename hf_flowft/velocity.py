@@ -138,6 +138,7 @@ class SharedVelocity(FrozenVelocity):
             with self.__dict__["_base"]():
                 return super().forward(x, t, **condition)
         finally:
+            torch.clear_autocast_cache()  # before PyTorch 2.10, what autocast has cast without gradients would serve the training
             for module in training:
                 module.training = True
 

@@ -79,6 +79,28 @@ def test_truncated_is_the_last_steps_by_hand(last_steps):
     assert torch.autograd.grad(end.sum(), a)[0].item() == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("gradient", ["direct", "truncated", "checkpointed", "adjoint"])
+def test_autocast_forgets_what_it_cast_without_gradients(gradient, monkeypatch):
+    """What is computed with the same weights after a solve has gradients: weights cast within no_grad are dropped before it."""
+    net = nn.Linear(2, 2)
+    used_since_cleared, clear = [], torch.clear_autocast_cache
+
+    def forget():
+        used_since_cleared.clear()
+        clear()
+
+    def field(x, t):
+        used_since_cleared.append(torch.is_grad_enabled())
+        return net(x)
+
+    monkeypatch.setattr(torch, "clear_autocast_cache", forget)
+    with torch.autocast("cpu", torch.bfloat16):
+        solve(field, torch.ones(1, 2), uniform_times(4), gradient=gradient, parameters=tuple(net.parameters()))
+        assert all(used_since_cleared)
+        mixture = net(torch.ones(1, 2)).sum()
+    assert all(gradient.all() for gradient in torch.autograd.grad(mixture, [*net.parameters()]))
+
+
 def test_checkpointed_keeps_one_state_a_step(network, generator):
     """Autograd keeps the activations of every step of a direct solve, and of a checkpointed one only where each step starts."""
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
