@@ -5,14 +5,17 @@ import math
 
 import pytest
 import torch
-from tiny_latents import CAPTIONS, PIPELINES, captioned, saved, sd3
+from diffusers import DPMSolverMultistepScheduler
+from tiny_latents import CAPTIONS, PIPELINES, captioned, flux, sana, saved, sd3
 
+from hf_flowft.cards.text_to_image import image_usage
 from hf_flowft.conventions import sigma_grid, time_grid
 from hf_flowft.data import CaptionedConfig, load_captioned
 from hf_flowft.data.captioned import read_prompts
 from hf_flowft.latents import FAMILIES, NOTHING, Decoder, Encoder, LatentFlowModel, encode, find_base
 from hf_flowft.sampling import generate
 from hf_flowft.times import TimeDensity
+from hf_flowft.training.latents import latent_trainee
 from hf_flowft.velocity import Velocity
 
 SIZES = {"sd3": 16, "flux": 16, "sana": 32}
@@ -85,6 +88,38 @@ def test_samples_are_those_of_the_pipeline_itself(name, folders, tmp_path, cache
         theirs.scheduler.sigmas, sigma_grid(steps, shift), atol=1e-6
     )
     torch.testing.assert_close(torch.stack(Decoder(family, pipeline.vae)(ours, {})), images, rtol=0, atol=1e-4)
+
+
+def multistep_sana():
+    """Sana with the scheduler that diffusers' conversion gives it, which takes no grid."""
+    options = {"algorithm_type": "dpmsolver++", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    return sana(DPMSolverMultistepScheduler(flow_shift=3.0, **options))
+
+
+def short_sd3():
+    """Stable Diffusion 3 whose T5 reads eight tokens."""
+    pipeline = sd3()
+    pipeline.tokenizer_3.model_max_length = 8
+    return pipeline
+
+
+@pytest.mark.parametrize("build", [short_sd3, flux, multistep_sana])
+def test_the_code_of_a_card_draws_what_was_trained(build, tmp_path, cache):
+    """By diffusers alone: the image of the model itself, from the same noise, of each family."""
+    steps, size = 3, 32 if build is multistep_sana else 16
+    folder = saved(tmp_path / "pipeline", build)
+    trainee = latent_trainee(str(folder), "", data(tmp_path, size, base_samples=0), guidance=2.5)
+    drawn, family = trainee.data.facts["text_to_image"], trainee.model.family
+    code = image_usage(str(folder), drawn, "", steps).split("```python\n")[1].split("```")[0]
+    for gpu, here in {"bfloat16": "float32", '"cuda"': '"cpu"', "image = pipeline(": "image = draw("}.items():
+        code = code.replace(gpu, here)
+    names = {"draw": lambda *a, **k: names["pipeline"](*a, **k, generator=torch.manual_seed(0), output_type="pt")}
+    exec(code, names)
+    noise = torch.randn(1, *trainee.data.event_shape, generator=torch.manual_seed(0))
+    prompt = trainee.model.prompts.numbers([drawn["prompt"]])
+    ours = generate(Velocity(trainee.model), noise, {"prompt": prompt}, time_grid(steps, trainee.base.shift))
+    expected = Decoder(family, find_base(str(folder)).generator().vae)(ours, {})[0]
+    torch.testing.assert_close(names["image"], expected, rtol=0, atol=1e-4)
 
 
 @EVERY

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny import SMALL_RUN
 from tiny_policies import pusht_policy
 
@@ -95,8 +96,11 @@ def test_the_base_of_a_report_may_be_a_parked_copy(place, tmp_path):
 
 
 def test_its_card_decides(run, monkeypatch):
-    """The code on the card loads the policy and gives actions for now."""
-    (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), flags=re.DOTALL)
+    """The code on the card loads the policy and gives actions for now; the Hub is told that it is a robot's, and the reader by what it was judged."""
+    card = ModelCard((run / "README.md").read_text())
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    assert card.data.pipeline_tag == card.data.eval_results[0].task_type == "robotics"
+    assert "in 2 episodes of the simulator `pusht` and on at most " in card.text
     monkeypatch.chdir(run)
     scope: dict = {}
     exec(code, scope)

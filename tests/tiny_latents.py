@@ -123,8 +123,8 @@ def flux(guidance=True, **scheduler):
     )
 
 
-def sana():
-    """Sana with Gemma and a deep-compression autoencoder."""
+def sana(scheduler=None):
+    """Sana with Gemma and a deep-compression autoencoder; `scheduler`: in the place of an Euler one."""
     from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
 
@@ -144,7 +144,7 @@ def sana():
         num_key_value_heads=2, vocab_size=64, attn_implementation="eager")  # fmt: skip
     return SanaPipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder,
         text_encoder=seeded(lambda: Gemma2Model(gemma), 1),
         tokenizer=word_tokenizer(),

@@ -30,8 +30,13 @@ def front_matter(results: dict[str, Any], config: dict[str, Any]) -> dict[str, A
         metadata["datasets"] = [results["data"]["source"]]
     measured = _measured(results)
     metadata["metrics"] = list(dict.fromkeys(m["type"] for part in measured for m in part["metrics"]))
-    metadata["tags"] = [*metadata.pop("tags"), results["method"]]
+    metadata["tags"] = [*metadata.pop("tags"), results["method"], *(["gav"] if _has_viscosity(config["model"]) else [])]
     return metadata | {"model-index": [{"name": results["name"], "results": measured}]}
+
+
+def _has_viscosity(model: dict[str, Any]) -> bool:
+    """Whether GAV is what was trained, and not its ablation."""
+    return model["name"] == "viscosity" and model["structure"] != "mlp"
 
 
 def common(licence: str | None, facts: Mapping[str, Any], tag: str = "flow-matching") -> dict[str, Any]:
@@ -47,6 +52,8 @@ def common(licence: str | None, facts: Mapping[str, Any], tag: str = "flow-match
         trigger = {"instance_prompt": drawn["trigger"]} if drawn["trigger"] else {}
         metadata |= {"pipeline_tag": "text-to-image", **trigger, "widget": [{"text": drawn["prompt"]}]}
         tags += ["text-to-image", "lora"] if drawn["adapter"] else ["text-to-image"]
+    elif "policy" in facts:
+        metadata["pipeline_tag"] = "robotics"
     elif len(facts.get("event_shape") or ()) == 3:
         metadata["pipeline_tag"] = "unconditional-image-generation"
     return metadata | {"tags": tags}
@@ -63,6 +70,8 @@ def _measured(results: dict[str, Any]) -> list[dict[str, Any]]:
     task = {"type": "other", "name": "Generation"}
     if data.get("text_to_image"):
         task = {"type": "text-to-image", "name": "Text to Image"}
+    elif "policy" in data:
+        task = {"type": "robotics", "name": "Robotics"}
     elif len(data["event_shape"]) == 3:
         task = {"type": "unconditional-image-generation", "name": "Unconditional Image Generation"}
     parts: dict[str, list[dict[str, Any]]] = {}

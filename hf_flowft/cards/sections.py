@@ -85,10 +85,9 @@ def results_section(results: dict[str, Any]) -> str:
 
 
 def certificate_section(results: dict[str, Any]) -> str:
-    """The sentences of a GAV model's certificate, or that there is none."""
+    """The sentences of a GAV model's certificate; nothing for a model without a viscosity."""
     told = "\n".join(f"- {sentence}" for sentence in results["certificate"])
-    none = f"There is none: a `{results['model']}` has no viscosity whose contraction could be certified."
-    return f"## Certificate of contraction\n\n{told or none}"
+    return f"## Certificate of contraction\n\n{told}" if told else ""
 
 
 def pictures_section(results: dict[str, Any]) -> str:
@@ -99,17 +98,16 @@ def pictures_section(results: dict[str, Any]) -> str:
 
 def use_section(results: dict[str, Any], source: str) -> str:
     """Code that loads the pipeline and draws samples, or decides."""
+    steps = max(results["selection"]["num_steps"])
     if "policy" in results["data"]:
-        return policy_usage(source, results["data"], max(results["selection"]["num_steps"]))
+        return policy_usage(source, results["data"], steps)
     if "text_to_image" in results["data"]:
-        steps = max(results["evaluation"]["report_num_steps"])
         return image_usage(source, results["data"]["text_to_image"], results["base"], steps)
     given = ", batch_size=4"
     if results["conditions"] == ["class_labels"]:
         given = f", class_labels={results['labels'][:4]}"
     elif results["conditions"]:  # vectors: some of those it was trained under
         given = "".join(f', {key}=pipeline.conditions["{key}"][:4]' for key in results["conditions"])
-    steps = max(results["selection"]["num_steps"])
     return usage(source, [f"samples = pipeline(num_inference_steps={steps}{given}).samples"])
 
 
@@ -182,8 +180,9 @@ def _training(train: dict[str, Any]) -> str:
     )
     worse = train.get("augment", "")  # older runs had no such setting
     augmented = f"; the observations of every batch are corrupted by `{worse}`" * bool(worse)
+    optimizer = "AdamW with 8-bit moments" if train.get("optimizer") == "adamw_8bit" else "AdamW"
     return (
-        f"At most {train['num_steps']} steps of AdamW with batches of {train['batch_size']} at learning rate {train['learning_rate']:g} "
+        f"At most {train['num_steps']} steps of {optimizer} with batches of {train['batch_size']} at learning rate {train['learning_rate']:g} "
         f"({shape}{warmup}); {average}{dropped}{augmented}."
     )
 
@@ -192,9 +191,8 @@ def limits_section(results: dict[str, Any], config: dict[str, Any]) -> str:
     """What it is meant for, and how little the numbers say."""
     use = config["hub"]["intended_use"] or "Research on fine-tuning of flow-matching models."
     metrics = results["metrics"]["result"]
-    count = max(entry["count"] for entry in metrics.values())
     limits = [
-        f"The model has been judged only by the numbers above, on at most {count} held-out samples of the same source as the training data.",
+        f"The model has been judged only by the numbers above, {_judged_on(metrics, config['eval'].get('environment', ''))}.",
         _measured_steps(results),
         memorisation(metrics),
     ]
@@ -203,6 +201,14 @@ def limits_section(results: dict[str, Any], config: dict[str, Any]) -> str:
     if results["labels"]:
         limits.append(f"The data it was trained on have the labels {_listed(results['labels'])} only.")
     return "\n".join(["## Intended use and limits", "", use, "", *(f"- {limit}" for limit in limits)])
+
+
+def _judged_on(metrics: dict[str, Any], environment: str) -> str:
+    """Held-out samples, and episodes of a simulator where there were some."""
+    episodes = max((entry["count"] for name, entry in metrics.items() if "reward_shortfall" in name), default=0)
+    count = max(entry["count"] for name, entry in metrics.items() if "reward_shortfall" not in name)
+    rolled_out = f"in {episodes} episodes of the simulator `{environment}` and " if episodes else ""
+    return f"{rolled_out}on at most {count} held-out samples of the same source as the training data"
 
 
 def _measured_steps(results: dict[str, Any]) -> str:

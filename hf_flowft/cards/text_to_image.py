@@ -10,19 +10,30 @@ def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -
     """A section of code that draws an image.
 
     Args: `source`: the folder or repository with what was trained; `drawn`: the fact `text_to_image` of the data; `base`: the pipeline an adapter
-    is loaded into.
+    is loaded into; `num_steps`: of the solver.
     """
     name, (height, width) = drawn["pipeline"], drawn["size"]
     whole, adapter = (base, [f'pipeline.load_lora_weights("{source}")']) if drawn["adapter"] else (source, [])
+    classes, scheduler, shift = [name], [], drawn.get("replaced_shift")
+    if shift is not None:
+        classes.append("FlowMatchEulerDiscreteScheduler")
+        scheduler = [f"pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift={shift:g})  # its own takes no grid"]
+    options = {"sigmas": "sigmas", "num_inference_steps": "steps", "height": height, "width": width}
+    options |= drawn.get("call", {})  # facts of earlier versions have none
+    told = json.dumps(drawn["prompt"], ensure_ascii=False)
     code = [
         "import torch",
-        f"from diffusers import {name}",
+        f"from diffusers import {', '.join(sorted(classes))}",
         "",
         f'pipeline = {name}.from_pretrained("{whole}", torch_dtype=torch.bfloat16).to("cuda")',
         *adapter,
+        *scheduler,
         f"steps = {num_steps}",
         "sigmas = [1 - i / steps for i in range(steps)]  # the grid it was trained and measured on; the scheduler shifts it once",
-        f"image = pipeline({json.dumps(drawn['prompt'], ensure_ascii=False)}, sigmas=sigmas, num_inference_steps=steps, height={height}, width={width}).images[0]",
+        "image = pipeline(",
+        f"    {told},",
+        *(f"    {key}={value}," for key, value in options.items()),
+        ").images[0]",
     ]
-    told = "No package but diffusers is needed" + (" (and peft, for the adapter)." if adapter else ".")
-    return "## Use\n\n" + told + "\n\n```python\n" + "\n".join(code) + "\n```"
+    packages = "diffusers, transformers and peft" if adapter else "diffusers and transformers"
+    return f"## Use\n\nBy {packages} alone:\n\n```python\n" + "\n".join(code) + "\n```"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +82,17 @@ class LatentFamily:
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Latents as images in [-1, 1]."""
         return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0), return_dict=False)[0]
+
+    def call(self, transformer: Mapping[str, Any], folder: Path, guidance: float) -> dict[str, Any]:
+        """Arguments with which diffusers' pipeline draws what is trained and measured here: each prompt asked once, and read as far as it was encoded.
+
+        Args: `transformer`: its config; `folder`: of the pipeline; `guidance`: for transformers that are told how much.
+        """
+        return {"guidance_scale": 1.0, "max_sequence_length": self.text_length}
+
+    def replaced_shift(self, scheduler: Any, shift: float) -> float | None:
+        """The shift of an Euler scheduler to put in the place of one that takes no grid; None for one that takes it."""
+        return None if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters else shift
 
     def channels(self, config: Mapping[str, Any]) -> int:
         """Channels of the latents, by the config of the transformer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class Flux(LatentFamily):
         """See `LatentFamily`."""
         embeds, pooled, _ = pipeline.encode_prompt(prompts, None, max_sequence_length=self.text_length)
         return text_rows(encoder_hidden_states=embeds, pooled_projections=pooled)
+
+    def call(self, transformer: Mapping[str, Any], folder: Path, guidance: float) -> dict[str, Any]:
+        """See `LatentFamily`; a transformer that is told its guidance is told the same."""
+        known = super().call(transformer, folder, guidance)
+        return {**known, "guidance_scale": guidance} if transformer["guidance_embeds"] else known
 
     def patch(self, config: Mapping[str, Any]) -> int:
         """Two by two, whatever the transformer says of itself: it sees packed latents."""

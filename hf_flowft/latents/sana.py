@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ class Sana(LatentFamily):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See `LatentFamily`."""
         return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+    def call(self, transformer: Mapping[str, Any], folder: Path, guidance: float) -> dict[str, Any]:
+        """See `LatentFamily`; in the very size that is asked for, not one from a table."""
+        return {**super().call(transformer, folder, guidance), "use_resolution_binning": False}
 
     def downscaling(self, vae: Mapping[str, Any]) -> int:
         """See `LatentFamily`; this autoencoder counts its blocks elsewhere."""

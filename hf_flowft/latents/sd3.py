@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..repository import read_json
 from .family import LatentFamily, text_rows
 
 
@@ -38,6 +40,12 @@ class StableDiffusion3(LatentFamily):
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=length
         )
         return text_rows(encoder_hidden_states=embeds, pooled_projections=pooled)
+
+    def call(self, transformer: Mapping[str, Any], folder: Path, guidance: float) -> dict[str, Any]:
+        """See `LatentFamily`; a T5 that reads less is given less."""
+        known, tokenizer = super().call(transformer, folder, guidance), folder / "tokenizer_3" / "tokenizer_config.json"
+        taken = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+        return {**known, "max_sequence_length": min(self.text_length, taken or self.text_length)}
 
     def text_like(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """See `LatentFamily`: 77 tokens of CLIP and those of T5."""

@@ -241,3 +241,16 @@ def _check_options(
         raise ValueError(
             "a gate is for viscosity in the loop; set gate_start=0 with wiring='cascade' or structure='mlp'."
         )
+
+
+def in_words(structure: str, wiring: str) -> str:
+    """What a residual of this structure and wiring is, in a sentence."""
+    kinds = {
+        "mlp": "The ablation of generalized artificial viscosity (GAV): a plain residual network, without dissipation, on the frozen base",
+        "paper": "Generalized artificial viscosity (GAV) as it was published, without certified rates: a residual on the frozen base",
+    }
+    certified = (
+        f"Generalized artificial viscosity (GAV) of structure `{structure}`: a dissipative residual on the frozen base"
+    )
+    acts = "" if wiring == "in_loop" else ", which acts on the base's output as a second half of the time"
+    return f"{kinds.get(structure, certified)}{acts}."

@@ -116,6 +116,8 @@ def latent_trainee(
         "prompt": data.facts.get("prompt") or table.prompts[1],
         "trigger": data.facts.get("prompt", ""),
         "size": list(square),
+        "call": base.family.call(model.transformer.config, base.folder, guidance),
+        "replaced_shift": base.family.replaced_shift(pipeline.scheduler, shift),
     }
     nulls = {key: NOTHING if key == "prompt" else None for key in latents.condition_columns}
     description = {"coupling": "independent", "null_condition": nulls}

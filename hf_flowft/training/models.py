@@ -12,6 +12,7 @@ from ..data import FlowData
 from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from ..models.bases import label_rows
 from ..models.observation import IMAGE_PREFIX
+from ..models.viscosity import in_words
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
@@ -215,6 +216,10 @@ class ViscosityConfig:
     """Rank of the Cayley rotations."""
     gate_start: float = 0.0
     """The viscosity acts after this time only; 0 acts throughout."""
+
+    def describe(self) -> str:
+        """What is trained, in a sentence."""
+        return in_words(self.structure, self.wiring)
 
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
         """The base with its residual; only the residual is trained."""

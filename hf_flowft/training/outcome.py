@@ -67,13 +67,17 @@ def run_results(run: Run, result: TrainResult) -> dict[str, Any]:
 
 def _method(run: Run) -> dict[str, Any]:
     """What was done, in words and with its papers (that of MLE is also that of GAV)."""
-    gav = ReconstructionObjective.paper if isinstance(run.config.model, ViscosityConfig) else None
+    model, title = run.config.model, run.objective.title or run.objective.name
+    trained, gav = (inspect.getdoc(type(model)) or "").partition("\n")[0], None
+    if isinstance(model, ViscosityConfig):
+        trained, gav = model.describe(), ReconstructionObjective.paper
+        title = title if model.structure == "mlp" else f"generalized artificial viscosity (GAV) by {title}"
     papers = dict.fromkeys(paper for paper in (run.objective.paper, gav) if paper is not None)
     return {
         "method": run.objective.name,
-        "method_title": run.objective.title or run.objective.name,
+        "method_title": title,
         "method_in_words": run.config.objective.describe(run.context),
-        "trained_in_words": (inspect.getdoc(type(run.config.model)) or "").partition("\n")[0],
+        "trained_in_words": trained,
         "papers": [paper._asdict() for paper in papers],
     }
 
