@@ -212,6 +212,15 @@ def test_normalisation_is_exact_and_inverted(generator):
     assert fitted.std[1] == 1
 
 
+def test_a_constant_coordinate_stays_where_it_is():
+    """The rounding of float32 is no spread: a column of 0.1 is centred, and a later 0.11 is 0.01 from it; a tiny real spread is one."""
+    x = torch.stack([torch.full((1000,), 0.1), 1e-9 * torch.arange(1000.0), torch.full((1000,), 1e6)], dim=1)
+    fitted = Normalisation.fit(x)
+    assert (fitted.std[0], fitted.std[2]) == (1, 1)
+    assert fitted.std[1] == pytest.approx(1e-9 * math.sqrt((1000**2 - 1) / 12))
+    torch.testing.assert_close(fitted.apply(torch.tensor([[0.11, 0.0, 1e6]]))[0, ::2], torch.tensor([0.01, 0.0]))
+
+
 def test_the_volume_is_the_log_determinant():
     """log |dx/dz| = sum of log std over the coordinates, one number or one each."""
     assert Normalisation(3.0, 2.0).log_volume((2, 3)) == pytest.approx(6 * math.log(2))

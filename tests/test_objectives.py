@@ -303,6 +303,15 @@ def test_the_loss_is_the_error_of_the_solvers_end(solver, generator):
     assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, list(model.parameters())))
 
 
+def test_coordinates_that_hardly_change_do_not_outweigh_the_others(generator):
+    """A variance below 1/100 of the median one counts as that; those of ordinary coordinates are what they are, and no data change at all nowhere."""
+    given = torch.tensor([0.0, 1e-9, 0.01, 0.5, 2.0, 2.0, 3.0])
+    objective, _ = reconstruction(generator, covariance="diagonal", variance=given)
+    torch.testing.assert_close(objective.variance, torch.tensor([0.005, 0.005, 0.01, 0.5, 2.0, 2.0, 3.0]))
+    objective, _ = reconstruction(generator, covariance="diagonal", variance=torch.zeros(3))
+    assert (objective.variance == torch.tensor(1e-6)).all()
+
+
 def test_diagonal_covariance_weighs_each_coordinate(generator):
     """mean of e_i^2 / s_i^2."""
     objective, batch = reconstruction(generator, covariance="diagonal", variance=torch.tensor([0.5, 2.0]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 RELATIVE_WIDTH = 1e-6
-"""A coordinate whose range is a smaller part of its values than this is constant: float32 holds no more digits."""
+"""A coordinate whose range or spread is a smaller part of its values than this is constant: float32 holds no more digits."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Normalisation:
 
     @classmethod
     def fit(cls, x: Tensor) -> Normalisation:
-        """One mean and standard deviation a coordinate of vectors (n, d); constant coordinates keep a std of 1."""
-        std = x.std(dim=0, correction=0)
-        return cls(x.mean(dim=0).tolist(), torch.where(std > 0, std, torch.ones_like(std)).tolist())
+        """One mean and standard deviation a coordinate of vectors (n, d), in float64; constant coordinates keep a std of 1."""
+        std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+        wide = std > RELATIVE_WIDTH * mean.abs()
+        return cls(mean.tolist(), torch.where(wide, std, torch.ones_like(std)).tolist())
 
     @classmethod
     def between(cls, low: Sequence[float], high: Sequence[float]) -> Normalisation:

@@ -23,6 +23,8 @@ from .words import pairs_words, temperature_words
 Covariance = Literal["scalar", "diagonal", "learned"]
 Distance = Literal["squared", "huber"]
 VARIANCE_FLOOR = 1e-6
+RELATIVE_FLOOR = 1e-2
+"""A fixed variance is at least this part of the median one: pixels that hardly change would outweigh all others."""
 HUBER = 0.00054
 """c of the pseudo-Huber distance for each coordinate (Song and Dhariwal 2023, section 3.3: 0.00054 sqrt(d) for all)."""
 
@@ -31,7 +33,7 @@ class ReconstructionObjective(Objective):
     """L = E || x_1 - phi(x_0, c) ||^2 under a Gaussian error model, phi the N-step solver of the trained field.
 
         scalar    mean over coordinates of e_i^2                            e = x_1 - phi(x_0, c)
-        diagonal  mean of e_i^2 / s_i^2 with a fixed `variance` s^2
+        diagonal  mean of e_i^2 / s_i^2 with a fixed `variance` s^2, raised to 1/100 of the median one where it is less
         learned   mean of (e_i^2 / s_i^2 + log s_i^2) / 2, s_i^2 > 1e-6 trained with the model
 
     Distance `huber` takes (mean of e_i^2 + c^2)^(1/2) - c of each sample instead, c = 0.00054: it counts a sample by how far off it is rather than by
@@ -101,7 +103,8 @@ class ReconstructionObjective(Objective):
         if covariance == "diagonal":
             if variance is None:
                 raise ValueError("covariance 'diagonal' needs the variance of each coordinate.")
-            self.register_buffer("variance", variance.clamp(min=VARIANCE_FLOOR), persistent=False)
+            floor = max(RELATIVE_FLOOR * float(variance.median()), VARIANCE_FLOOR)
+            self.register_buffer("variance", variance.clamp(min=floor), persistent=False)
         if covariance == "learned":
             self.log_variance = nn.Parameter(torch.zeros(tuple(event_shape)))
 
@@ -168,7 +171,7 @@ class ReconstructionConfig:
     last_steps: int = 1
     """truncated: steps the gradient goes through."""
     covariance: Covariance = "scalar"
-    """scalar: plain squared error; diagonal: divided by the data's variance; learned: trained with the model."""
+    """scalar: plain squared error; diagonal: divided by the data's variance, or 1/100 of its median over coordinates where it is less; learned: trained with the model."""
     distance: Distance = "squared"
     """squared: squared error; huber: pseudo-Huber, which grows with the error rather than with its square (scalar covariance only)."""
     flow_matching_weight: float = 0.0
