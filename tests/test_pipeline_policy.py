@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from hf_flowft import FlowODEScheduler, FlowPipeline, FlowPolicyPipeline, VelocityMLP, ViscousFlowModel
 from hf_flowft.models import ConditionalUNet1D
 from hf_flowft.pipelines.receding import RecedingHorizon
+from hf_flowft.velocity import GuidedVelocity
 
 POLICY = {
     "state_keys": ["observation.state", "observation.environment_state"],
@@ -223,6 +225,43 @@ def test_temporal_ensembling():
     expected = (weights * [1, 100]).sum() / weights.sum()
     assert run(RecedingHorizon(1, 3, ensemble=0.5), 2) == pytest.approx([0, expected])
     assert run(RecedingHorizon(1, 3, ensemble=0.0), 3)[2] == pytest.approx(np.mean([2, 101, 200]))
+
+
+def guidable(**facts):
+    """A policy that sees, with the null values it was trained with, and an observation of its size."""
+    pipeline = seeing()
+    null = {"condition": 0.0, "image_top": 7.0}
+    pipeline.register_to_config(description={**pipeline.description, "null_condition": null, **facts})
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 16, 16, 3), dtype=np.uint8)
+    return pipeline, {"observation.state": window()["observation.state"], "observation.image": pixels}
+
+
+def test_guidance_of_a_policy_that_sees():
+    """v(none) + scale (v(seen) - v(none)), where "none" are the null pictures it was trained with: in one Euler step, actions are as linear."""
+    pipeline, seen = guidable()
+    none = {
+        "observation.state": np.full((3, 2, 2), 256.0),
+        "observation.image": np.full((3, 2, 16, 16, 3), 7, np.uint8),
+    }
+    options = {"latents": torch.randn(3, 8, 2), "num_inference_steps": 1}
+    guided = {scale: pipeline(seen, guidance_scale=scale, **options).chunk for scale in (0.0, 1.0, 2.5)}
+    np.testing.assert_allclose(guided[0.0], pipeline(none, **options).chunk, rtol=0, atol=1e-2)
+    assert abs(guided[1.0] - guided[0.0]).max() > 0.1
+    np.testing.assert_allclose(guided[2.5], guided[0.0] + 2.5 * (guided[1.0] - guided[0.0]), rtol=0, atol=1e-2)
+    network = pipeline.velocity(2.5)
+    assert isinstance(network, GuidedVelocity)
+    assert not network.null_condition["image_features"].requires_grad
+
+
+def test_an_offloaded_policy_works_where_its_model_is_called():
+    """Under CPU offload the model waits on the CPU: observations, noise and what is looked at go to the device where it will run."""
+    pipeline, seen = guidable(predicts="mean")
+    cpu_offload_with_hook(pipeline.model, torch.device("meta"))
+    given = pipeline.encode_observation(seen)
+    assert {value.device.type for value in given.values()} == {"meta"}
+    for scale in (1.0, 2.0):
+        x, _ = pipeline._draw(3, given, guidance_scale=scale)
+        assert x.device.type == "meta"
 
 
 def test_act():

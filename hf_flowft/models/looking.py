@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from .action import ActionModel
@@ -9,6 +10,7 @@ from .observation import IMAGE_PREFIX
 from .viscosity import ViscousFlowModel
 
 
+@apply_forward_hook  # a pipeline may keep the model on the CPU until it is called (CPU offload), and this is no call of its forward
 def look(model: nn.Module, condition: dict[str, Tensor]) -> dict[str, Tensor]:
     """The condition with `image_features` in place of its images, for a model that encodes images; any other condition as it is.
 

@@ -183,7 +183,7 @@ class FlowPipeline(SavedPipeline):
     ) -> tuple[Tensor, int]:
         """Samples in model units (batch, *event) and the evaluations each took; `given`: conditions by name, the rest as `__call__`."""
         network = self._network(guidance_scale)
-        x = starting_noise((batch_size, *self.event_shape), generator, latents, self.device)
+        x = starting_noise((batch_size, *self.event_shape), generator, latents, self._execution_device)
         if self.predicts == "mean":
             refuse_noise(latents, sigmas, solver)
             x, self._num_timesteps = regress(network, x, given), 1
@@ -221,7 +221,7 @@ class FlowPipeline(SavedPipeline):
         solver: str = "rk4",
     ) -> Tensor:
         """The noise that data points come from, by the reverse ODE: data units (batch, *event) -> noise (batch, *event)."""
-        z = self.normalisation.apply(x.to(self.device, torch.float32))
+        z = self.normalisation.apply(x.to(self._execution_device, torch.float32))
         given = self._condition_of(z, class_labels, condition)
         field = self.velocity().field(given)
         if solver in ADAPTIVE_METHODS:
@@ -243,7 +243,7 @@ class FlowPipeline(SavedPipeline):
 
         Args: `num_probes`: 0 for the exact trace, k for Hutchinson's estimate; by default exact up to 64 dimensions, 4 probes above.
         """
-        z = self.normalisation.apply(x.to(self.device, torch.float32))
+        z = self.normalisation.apply(x.to(self._execution_device, torch.float32))
         given = self._condition_of(z, class_labels, condition)
         if num_probes is None:
             num_probes = 0 if z[0].numel() <= 64 else 4
@@ -278,7 +278,7 @@ class FlowPipeline(SavedPipeline):
 
     def _condition(self, batch_size: int, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
         given = condition_tensors(batch_size, class_labels, condition, self.conditions, label_rows(self.model))
-        return {key: value.to(self.device) for key, value in given.items()}
+        return {key: value.to(self._execution_device) for key, value in given.items()}
 
     def _condition_of(self, z: Tensor, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
         if tuple(z.shape[1:]) != self.event_shape:

@@ -17,6 +17,7 @@ from ..data.robot.frames import resized
 from ..models import ViscousFlowModel
 from ..models.looking import look
 from ..models.observation import IMAGE_PREFIX
+from ..velocity import GuidedVelocity, Velocity
 from .output import POLICY_FACTS
 from .pipeline_flow import FlowPipeline
 from .receding import RecedingHorizon
@@ -120,9 +121,29 @@ class FlowPolicyPipeline(FlowPipeline):
         rows = {len(value) for value in (*states, *images.values())}
         if len(rows) > 1:
             raise ValueError(f"the observations must have one row an environment each, got {sorted(rows)} rows.")
-        given = {"condition": torch.cat(states, dim=2).flatten(1).to(self.device)} if states else {}
-        seen = look(self.model, {key: x.to(self.device) for key, x in images.items()})
+        given = {"condition": torch.cat(states, dim=2).flatten(1).to(self._execution_device)} if states else {}
+        seen = look(self.model, {key: x.to(self._execution_device) for key, x in images.items()})
         return given | seen | self._tasks(task, rows.pop())
+
+    def _network(self, guidance_scale: float) -> Velocity:
+        """As of `FlowPipeline`; what an observation without images looks like is looked at too, once."""
+        network = super()._network(guidance_scale)
+        if isinstance(network, GuidedVelocity):
+            shapes = self._policy_model.config.get("images") or {}
+            none = {IMAGE_PREFIX + name: network.null_condition.get(IMAGE_PREFIX + name) for name in shapes}
+            pictures = {
+                key: torch.full((1, *shape), int(none[key]), dtype=torch.uint8, device=self._execution_device)
+                for key, shape in zip(none, shapes.values(), strict=True)
+                if none[key] is not None
+            }
+            with torch.no_grad():
+                network.null_condition = {**network.null_condition, **look(self.model, pictures)}
+        return network
+
+    @property
+    def _policy_model(self) -> Any:
+        """The network that sees."""
+        return self.model.base_model if isinstance(self.model, ViscousFlowModel) else self.model
 
     def _tasks(self, task: int | Sequence[int] | None, rows: int) -> dict[str, Tensor]:
         known = int(self.policy["num_tasks"])
@@ -134,7 +155,7 @@ class FlowPolicyPipeline(FlowPipeline):
         labels = labels.expand(rows) if labels.ndim == 0 else labels
         if len(labels) != rows or not ((labels >= 0) & (labels < known)).all():
             raise ValueError(f"give one task from 0 to {known - 1} for each of {rows} rows, got {labels.tolist()}.")
-        return {"class_labels": labels.to(self.device)}
+        return {"class_labels": labels.to(self._execution_device)}
 
     def _state(self, observation: Observation, key: str) -> Tensor:
         values = self._window(observation, key, 3).float()
@@ -151,8 +172,7 @@ class FlowPolicyPipeline(FlowPipeline):
         window = self._window(observation, key, 5)
         if window.dtype != torch.uint8:
             raise ValueError(f"the observation {key!r} must hold grey levels 0 to 255 as uint8, got {window.dtype}.")
-        network = self.model.base_model if isinstance(self.model, ViscousFlowModel) else self.model
-        channels, *size = network.config["images"][name][1:]
+        channels, *size = self._policy_model.config["images"][name][1:]
         fits = list(window.shape[2:4]) == size or window.shape[4] != channels or channels not in (1, 3)
         if self.policy.get("image_size") and not fits:  # what is wrong otherwise, the network says
             window = torch.from_numpy(resized(window.cpu().numpy(), size))
