@@ -1,4 +1,4 @@
-"""The console command `hf-flowft`: pretrain, finetune METHOD, evaluate, sample, study NAME, demo."""
+"""The console command `hf-flowft`: pretrain, finetune METHOD, evaluate, sample, push, export, space, demonstrate, rollout, study NAME, demo."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "gav": {"objective": {"name": "mle"}, "model": {"name": "viscosity"}},
 }
 """What a method fixes; everything else is settings."""
-OUT_OF_MEMORY = (
-    "the device is out of memory: set train.gradient_checkpointing to true, raise train.gradient_accumulation_steps (the batch stays the same), lower "
-    "eval.batch_size, and keep the frozen weights in half precision (model.dtype bfloat16); --plan tells what a text-to-image run needs."
+TRAINING_MEMORY = (
+    "set train.gradient_checkpointing to true, raise train.gradient_accumulation_steps (the batch stays the same), lower eval.batch_size, and shrink what "
+    "is frozen: model.dtype bfloat16 (lora), model.reference_dtype bfloat16 (pretrained); --plan tells what a text-to-image run needs"
 )
+MEMORY = {
+    "pretrain": TRAINING_MEMORY,
+    "finetune": TRAINING_MEMORY,
+    "evaluate": "lower eval.batch_size",
+    "sample": "draw fewer samples at once, with --num or --labels",
+    "rollout": "lower --num-envs",
+}
+"""What to do when the device has no memory left, by verb."""
 SETTINGS = """Any setting of the run can be given as --section.name value, in the place of the config's, for example
   --data.path my_images --train.num_steps 500 --eval.every 100
 --settings lists them all, with what they mean."""
@@ -29,7 +37,7 @@ STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "mnist", "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; errors of the user end in one sentence and exit code 2."""
+    """Run a command; errors of the user, packages that are missing and devices without memory end in one sentence and exit code 2."""
     parser = build_parser()
     known, rest = parser.parse_known_args(arguments)
     if rest and not known.takes_settings:
@@ -42,9 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-flowft: stopped; the same command goes on with what is finished.", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
-        print(f"hf-flowft: error: {error}", file=sys.stderr)
-        return 2
+    except (ImportError, OSError, ValueError) as error:
+        return _refused(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is imported by what needs it
+            raise
+        return _refused(
+            f"the device is out of memory: {MEMORY.get(known.verb, 'choose a smaller model or fewer data')}."
+        )
+
+
+def _refused(sentence: str) -> int:
+    print(f"hf-flowft: error: {sentence}", file=sys.stderr)
+    return 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,8 +157,6 @@ def _finetune(options: argparse.Namespace, settings: list[str]) -> None:
 def _train(
     options: argparse.Namespace, settings: list[str], fixed: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> None:
-    import torch
-
     from .training.config import load_config, print_settings
     from .training.run import Run
     from .training.step import NonFiniteLossError
@@ -164,8 +180,6 @@ def _train(
         result = Run(config).execute()
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise ValueError(OUT_OF_MEMORY) from error
     if result.results:
         print(f"Written to {result.folder}: pipeline, results.json, README.md, figures.")
 

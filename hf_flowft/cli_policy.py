@@ -16,6 +16,7 @@ def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -
     )
     demonstrate.add_argument("--episodes", type=int, default=200, help="successful ones of each")
     demonstrate.add_argument("--noise", type=float, default=0.0, help="on the actions, in halves of their range")
+    demonstrate.add_argument("--processes", type=int, default=1, help="processes for the simulators")
     demonstrate.add_argument("--out", required=True, help="a new folder")
     rollout = verb(verbs, "rollout", "run a policy in a simulator", _rollout)
     rollout.add_argument("pipeline", help="a policy: a pipeline folder, or a repository on the Hub")
@@ -29,6 +30,9 @@ def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -
     rollout.add_argument("--task", type=int, help="the task's number, for a policy of several")
     rollout.add_argument("--noise", default="", help="corruptions such as gaussian:0.02+delay:2")
     rollout.add_argument("--processes", type=int, default=1, help="processes for the simulators")
+    rollout.add_argument(
+        "--num-envs", type=int, default=50, help="episodes at once; a decision is made for all of them"
+    )
     rollout.add_argument("--seed", type=int, default=0)
     rollout.add_argument("--video", help="a folder for a good and a bad episode")
     rollout.add_argument("--out", help="write the numbers to this JSON file")
@@ -37,7 +41,9 @@ def add_policy_verbs(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -
 def _demonstrate(options: argparse.Namespace, settings: list[str]) -> None:
     from .environments.demonstrations import write_demonstrations
 
-    attempts = write_demonstrations(options.out, options.environment, options.episodes, noise=options.noise)
+    attempts = write_demonstrations(
+        options.out, options.environment, options.episodes, noise=options.noise, processes=options.processes
+    )
     for name, number in attempts.items():
         print(f"{name}: {options.episodes} demonstrations, of {number} attempts, written to {options.out}.")
 
@@ -59,6 +65,7 @@ def _rollout(options: argparse.Namespace, settings: list[str]) -> None:
         "action_horizon": pipeline.action_horizon,
         "corruption": options.noise,
         "normalisation": pipeline.description["observation_normalisation"],
+        "num_envs": options.num_envs,
         "num_processes": options.processes,
         "seed": options.seed,
     }

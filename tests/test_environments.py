@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from hf_flowft.cli import main
 from hf_flowft.data.robot.lerobot import open_lerobot
 from hf_flowft.environments import (
     ENVIRONMENTS,
@@ -87,8 +88,8 @@ def test_unknown_environments(name, nearest):
 @pytest.mark.parametrize(
     ("name", "package"), [("pusht", "gym_pusht"), ("metaworld/push-v3", "metaworld"), ("kitchen", "gymnasium_robotics")]
 )
-def test_a_missing_simulator_says_what_to_install(name, package, monkeypatch):
-    """One sentence with the command."""
+def test_a_missing_simulator_says_what_to_install(name, package, monkeypatch, tmp_path, capsys):
+    """One sentence with the command; on the console too."""
     for module in (
         package,
         "gym_pusht.envs.pusht",
@@ -98,6 +99,8 @@ def test_a_missing_simulator_says_what_to_install(name, package, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install hf_flowft\[policy\]"):
         make_environment(name)
+    assert main(["demonstrate", name, "--out", str(tmp_path / "made")]) == 2
+    assert "error: environments need " in capsys.readouterr().err
 
 
 def test_tee_geometry():

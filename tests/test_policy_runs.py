@@ -204,6 +204,15 @@ def test_demonstrate_and_roll_out(place, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == ["bad.gif", "good.gif"]
 
 
+def test_demonstrations_are_planned_in_processes(monkeypatch, tmp_path):
+    """As many as are asked for; the numbers are those of one (see the tests of demonstrations)."""
+    given = {}
+    plan = "hf_flowft.environments.demonstrations.write_demonstrations"
+    monkeypatch.setattr(plan, lambda *arguments, **options: given.update(options) or {})
+    assert main(["demonstrate", "pusht", "--processes", "3", "--out", str(tmp_path / "planned")]) == 0
+    assert given == {"noise": 0.0, "processes": 3}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

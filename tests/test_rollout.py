@@ -20,6 +20,8 @@ from hf_flowft.environments import (
     write_video,
 )
 from hf_flowft.environments.base import Step
+from hf_flowft.environments.episode import Settings
+from hf_flowft.environments.fleet import ProcessFleet
 from hf_flowft.environments.known import ENVIRONMENTS
 from hf_flowft.results import changes
 
@@ -263,3 +265,13 @@ def test_processes_change_nothing():
 
     with pytest.raises(ValueError, match="step 0: the action for pusht is not finite"):
         rollout(broken, "pusht", seeds, num_processes=2)
+
+
+def test_a_process_that_dies_says_what_to_take_fewer_of(monkeypatch):
+    """Whatever ended it, the error is one of the user's, in words the verb offers."""
+    settings = Settings("pusht", 2, 8, 20, "", None, 0, frozenset())
+    fleet = ProcessFleet(settings, 1)
+    fleet._processes[0].kill()
+    with pytest.raises(ValueError, match=r"died \(exit code -9\).*--processes.*--num-envs"):
+        fleet.carry_out({0: 1})
+    fleet.close()

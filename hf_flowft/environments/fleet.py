@@ -76,7 +76,7 @@ class ProcessFleet:
             self._processes.append(process)
 
     def carry_out(self, orders: Orders) -> dict[int, Reply]:
-        """As in `Fleet`.  Raises: what the environments raise there; RuntimeError when a process has died."""
+        """As in `Fleet`.  Raises: what the environments raise there; ValueError when a process has died."""
         asked = []
         for index, pipe in enumerate(self._pipes):
             share = {slot: order for slot, order in orders.items() if slot % len(self._pipes) == index}
@@ -113,11 +113,12 @@ class ProcessFleet:
             raise answer
         return answer
 
-    def _death(self, index: int) -> RuntimeError:
+    def _death(self, index: int) -> ValueError:
         self._processes[index].join(timeout=2)
         code = self._processes[index].exitcode
-        return RuntimeError(
-            f"a process of environments died (exit code {code}): too many environments for the memory? Lower num_envs."
+        return ValueError(
+            f"a process of environments died (exit code {code}), perhaps for lack of memory: take fewer processes (num_processes, --processes) or "
+            "fewer episodes at once (num_envs, --num-envs)."
         )
 
 

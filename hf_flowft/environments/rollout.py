@@ -114,8 +114,8 @@ def rollout(
         record: indices into `seeds` of the episodes to record pictures of.
         seed: of the policies' noise and of the corruptions'.
 
-    Raises: ValueError for options that make no sense, actions of a wrong shape, and actions that are not finite (naming the episode
-        and the step); ImportError when the simulator is not installed; RuntimeError when a simulator fails or a process dies.
+    Raises: ValueError for options that make no sense, actions of a wrong shape, actions that are not finite (naming the episode and the
+        step), and a process that died; ImportError when the simulator is not installed; RuntimeError when a simulator fails.
     """
     _check(seeds, observation_horizon, action_horizon, max_steps, num_envs, num_processes, record)
     if normalisation is None and any(part.kind in IN_NORMALISED_UNITS for part in parse_corruptions(corruption)):
