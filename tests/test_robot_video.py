@@ -1,6 +1,7 @@
 """Cameras whose pictures are in videos: every frame is that of its time step, from either version of the format; nothing but the file is opened."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from datasets import config as datasets_config
 from robots import change_json, change_table, demonstrations, write_v21
 
 from hf_flowft.data import RobotConfig, load_robot
-from hf_flowft.data.robot import open_lerobot, write_lerobot
+from hf_flowft.data.robot import frames, open_lerobot, write_lerobot
 from hf_flowft.data.robot.frames import open_frames
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -66,7 +67,7 @@ def test_frames_of_one_video_for_all(folder, cache):
     frames = open_frames(metadata, CAMERA)
     assert np.abs(levels(frames, range(sum(LENGTHS))) - LEVELS).max() < 2
     assert frames(np.array([[0, 5], [33, 4]])).shape == (2, 2, 3, 32, 48)
-    (made,) = cache.iterdir()
+    (made,) = cache.glob("*.npy")
     before = made.stat().st_mtime_ns
     assert open_frames(metadata, CAMERA) == frames
     assert made.stat().st_mtime_ns == before
@@ -92,6 +93,30 @@ def test_windows_of_videos(folder):
     assert pictures.shape == (3, 3, 3, 32, 48)
     expected = LEVELS[[[5, 5, 5], [5, 5, 6], [31, 32, 33]]]
     assert np.abs(pictures.float().flatten(2).mean(dim=2).numpy() - expected).max() < 2
+
+
+def test_only_the_first_episodes_are_decoded(tmp_path, cache):
+    """A video that only a later episode has need not be there, and what is kept has the frames of the others alone."""
+    folder = write_lerobot(tmp_path / "made", demonstrations(LENGTHS), FPS, task="push")
+    write_video(add_camera(folder), LEVELS)
+    numbers = {f"videos/{CAMERA}/file_index": [0, 0, 1]}
+    change_table(folder / "meta/episodes/chunk-000/file-000.parquet", lambda rows: rows.update(numbers))
+    load_robot(RobotConfig(path=str(folder), cameras=[CAMERA], max_episodes=2, validation=0, test=0))
+    (kept,) = cache.glob("*.npy")
+    assert len(np.load(kept, mmap_mode="r")) == sum(LENGTHS[:2])
+    with pytest.raises(ValueError, match="there is no video"):
+        load_robot(RobotConfig(path=str(folder), cameras=[CAMERA], validation=0, test=0))
+
+
+def test_one_process_decodes_and_the_others_wait(folder, monkeypatch):
+    """Two that ask at the same time have the frames of one decoding."""
+    metadata, _ = open_lerobot(str(folder))
+    decoded = []
+    monkeypatch.setattr(frames, "_decode_all", lambda *a, real=frames._decode_all: (decoded.append(a), real(*a)))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: levels(open_frames(metadata, CAMERA), [0, 33]), range(2)))
+    assert np.array_equal(*found)
+    assert len(decoded) == 1
 
 
 def test_another_video_is_decoded_again(folder):
@@ -133,7 +158,7 @@ def test_broken_videos_are_refused(folder, cache, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_frames(open_lerobot(str(folder))[0], CAMERA)
     assert "\n" not in str(caught.value)
-    assert not cache.exists() or not list(cache.iterdir())
+    assert not [path for path in cache.glob("*") if path.suffix != ".lock"]
 
 
 def test_videos_of_another_size_are_refused(folder):

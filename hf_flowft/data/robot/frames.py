@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import config as datasets_config
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -102,10 +103,11 @@ def fitted(picture: Image.Image, feature: Feature, size: tuple[int, int]) -> np.
     return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
 
 
-def open_frames(metadata: Metadata, camera: str, size: Sequence[int] = ()) -> Frames:
+def open_frames(metadata: Metadata, camera: str, size: Sequence[int] = (), episodes: int = 0) -> Frames:
     """The pictures of a camera.
 
-    Args: `camera`: a feature of type image or video; `size`: (height, width) they are brought to, empty for as they are.
+    Args: `camera`: a feature of type image or video; `size`: (height, width) they are brought to, empty for as they are; `episodes`: the first so
+    many, whose videos alone are decoded, 0 for all.
     Raises: ValueError for another feature or size, and for videos: no decoder, or files that are missing or broken.
     """
     feature = metadata.features.get(camera)
@@ -120,7 +122,7 @@ def open_frames(metadata: Metadata, camera: str, size: Sequence[int] = ()) -> Fr
         raise ValueError(f"data.image_size must be [height, width] in pixels, or empty, got {list(size)}.")
     height, width = size or feature.image_shape[1:]
     if feature.dtype == "video":
-        return _stored(metadata, camera, (height, width))
+        return _stored(metadata, camera, (height, width), metadata.episodes[: episodes or None])
     files = [str(path) for path in tables.data_files(metadata.folder, "data/*/*.parquet")]
     try:
         rows = load_dataset(
@@ -131,25 +133,33 @@ def open_frames(metadata: Metadata, camera: str, size: Sequence[int] = ()) -> Fr
     return EmbeddedFrames(rows, camera, feature, (height, width))
 
 
-def _stored(metadata: Metadata, camera: str, size: tuple[int, int]) -> StoredFrames:
-    """The frames of the videos of a camera, decoded into a file in the cache of `datasets`, unless they are there."""
+def _stored(metadata: Metadata, camera: str, size: tuple[int, int], episodes: Sequence[Episode]) -> StoredFrames:
+    """The frames of the videos of the first episodes, decoded by one process into a file in the cache of `datasets`, unless they are there."""
     feature = metadata.features[camera]
-    parts = [(episode.length, episode.videos[camera]) for episode in metadata.episodes]
+    parts = [(episode.length, episode.videos[camera]) for episode in episodes]
     files = {part.file: _identity(metadata.folder / part.file) for _, part in parts}
     key = [files, [(n, part.file, part.start) for n, part in parts], metadata.fps, feature.image_shape, size]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = Path(datasets_config.HF_DATASETS_CACHE) / "hf_flowft_frames" / f"{name}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
-            made = Path(unfinished) / "frames.npy"
-            shape = (sum(metadata.lengths), feature.image_shape[0], *size)
-            array = np.lib.format.open_memmap(made, mode="w+", dtype=np.uint8, shape=shape)
-            for episode in metadata.episodes:
-                _fill(array, metadata, episode, camera, size)
-            array.flush()
-            os.replace(made, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            _decode_all(path, metadata, camera, size, episodes)
     return StoredFrames(path)
+
+
+def _decode_all(
+    path: Path, metadata: Metadata, camera: str, size: tuple[int, int], episodes: Sequence[Episode]
+) -> None:
+    """The file of frames, which appears when it is complete."""
+    shape = (sum(episode.length for episode in episodes), metadata.features[camera].image_shape[0], *size)
+    with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
+        made = Path(unfinished) / "frames.npy"
+        array = np.lib.format.open_memmap(made, mode="w+", dtype=np.uint8, shape=shape)
+        for episode in episodes:
+            _fill(array, metadata, episode, camera, size)
+        array.flush()
+        os.replace(made, path)
 
 
 def _identity(path: Path) -> list[Any]:

@@ -28,11 +28,13 @@ class Rows:
     task_index: np.ndarray
 
 
-def open_lerobot(path: str, revision: str = "", cameras: Sequence[str] = ()) -> tuple[Metadata, dict[str, str]]:
+def open_lerobot(
+    path: str, revision: str = "", cameras: Sequence[str] = (), episodes: int = 0
+) -> tuple[Metadata, dict[str, str]]:
     """The metadata of a data set whose files are then all here, and facts about where it came from.
 
     Args: `path`: a folder, or the id of a data set on the Hub; `revision`: a branch, tag or commit there, empty for main; `cameras`: whose videos
-    are wanted.  Of a Hub data set only JSON, parquet and those videos are downloaded.
+    are wanted; `episodes`: of the first so many, 0 for all.  Of a Hub data set only JSON, parquet and those videos are downloaded.
     Raises: ValueError in one sentence when there is none, or its metadata are broken.
     """
     local = Path(path)
@@ -44,7 +46,8 @@ def open_lerobot(path: str, revision: str = "", cameras: Sequence[str] = ()) -> 
         raise ValueError(f"{path} is a file: give the folder of a LeRobotDataset, which has meta/ and data/ in it.")
     commit, online = resolve_commit(path, revision or "main")
     metadata = read_metadata(_download(path, commit, META_FILES, online))
-    videos = [f"videos/*{camera}/*.mp4" for camera in cameras if metadata.features.get(camera)]
+    shown = metadata.episodes[: episodes or None]
+    videos = sorted({episode.videos[key].file for episode in shown for key in cameras if key in episode.videos})
     _download(path, commit, ["data/*.parquet", *videos], online)
     return metadata, {"source": path, "split": "train", "revision": commit}
 

@@ -101,14 +101,16 @@ def load_robot(config: RobotConfig = RobotConfig()) -> FlowData:
     """
     if not config.path:
         raise ValueError("data.path must be given: the folder of a LeRobotDataset, or its id on the Hub.")
-    metadata, facts = open_lerobot(config.path, config.revision, config.cameras)
+    metadata, facts = open_lerobot(config.path, config.revision, config.cameras, config.max_episodes)
     keys = config.state_keys or [key for key in STATE_KEYS if key in metadata.features]
     if not keys and not config.cameras:
         raise ValueError(
             f"{config.path} has neither {' nor '.join(STATE_KEYS)}: name what is observed in data.state_keys."
         )
     cameras = _cameras(config.cameras)
-    frames = {name: open_frames(metadata, camera, config.image_size) for name, camera in cameras.items()}
+    frames = {
+        name: open_frames(metadata, camera, config.image_size, config.max_episodes) for name, camera in cameras.items()
+    }
     rows = read_rows(metadata, [*keys, config.action_key])
     episodes = _split_episodes(config, metadata)
     actions, observed = _units(config, metadata, rows, keys, episodes["train"])
