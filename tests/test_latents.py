@@ -278,8 +278,10 @@ def test_a_general_list_of_prompts_comes_with_the_package(tmp_path):
 
 
 def test_images_of_a_wrong_size_are_refused(tmp_path, folders, cache):
-    """Sizes that do not divide into the transformer's patches are named before anything is encoded."""
+    """Sizes that do not divide into the transformer's patches are named before anything is loaded."""
+    encoder = Encoder(find_base(str(folders["sd3"])))
     with pytest.raises(
         ValueError, match=r"data.resolution must be a multiple of 4 for sd3, which takes no images of 18 x 18"
     ):
-        encode(data(tmp_path, resolution=18), Encoder(find_base(str(folders["sd3"]))))
+        encode(data(tmp_path, resolution=18), encoder)
+    assert "pipeline" not in vars(encoder)

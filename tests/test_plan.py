@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_flowft import load_config
 from hf_flowft.cli import main
 from hf_flowft.latents import add_lora, find_base
-from hf_flowft.latents.counting import count_needs
+from hf_flowft.latents.counting import count_encoders, count_needs
 from hf_flowft.training.plan import plan
 
 SIZES = {"sd3": 16, "flux": 16, "sana": 32}
@@ -93,6 +93,15 @@ def test_the_objective_counts(home):
     assert held.format(4) in planned(home, method="self", **{"objective.gradient": "direct"})[0]
 
 
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_the_encoders_are_counted_as_they_are_loaded(name, home):
+    """Text encoders in their precision and the autoencoder in float32: the bytes of the pipeline that encodes."""
+    loaded = find_base(str(home / name)).encoders(torch.bfloat16)
+    networks = [part for part in loaded.components.values() if isinstance(part, torch.nn.Module)]
+    held = sum(p.numel() * p.itemsize for network in networks for p in network.parameters())
+    assert count_encoders(str(home / name), "", torch.bfloat16) == held
+
+
 def test_it_is_printed_and_nothing_is_made(home, tmp_path, capsys):
     """`--plan` stops there; data that are no captioned images are refused."""
     words = settings(home, output_dir=tmp_path / "run")
@@ -101,6 +110,18 @@ def test_it_is_printed_and_nothing_is_made(home, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main(["finetune", "plain", "--plan", "--data.name=toy", "--model.path=x"]) == 2
     assert "text-to-image" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path, capsys):
+    """Of a path that can be no repository's name, planning and merging say that no folder is there."""
+    place = str(tmp_path / "no" / "where")
+    words = ["--data.name=captioned", "--data.path=x", "--model.name=lora", f"--model.path={place}"]
+    for verb in (
+        ["finetune", "plain", "--plan", *words],
+        ["export", "x", "--merge-into", place, "--out", f"{place}-out"],
+    ):
+        assert main(verb) == 2
+        assert "is no folder here, and it is no name of a repository either" in capsys.readouterr().err
 
 
 def test_a_device_without_memory_is_told_what_to_change(home, tmp_path, capsys, monkeypatch):
@@ -115,3 +136,32 @@ def test_a_device_without_memory_is_told_what_to_change(home, tmp_path, capsys, 
     error = capsys.readouterr().err
     assert "train.gradient_checkpointing" in error
     assert "--plan" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "advice"),
+    [
+        (["sample", "x"], "hf_flowft.FlowPipeline.from_pretrained", "--num or --labels"),
+        (["rollout", "x", "--env", "pusht"], "hf_flowft.FlowPolicyPipeline.from_pretrained", "--num-envs"),
+        (["evaluate", "x", "--config", "CONFIG"], "hf_flowft.training.judging.judge", "eval.batch_size"),
+    ],
+)
+def test_every_verb_says_how_to_need_less_memory(words, place, advice, tmp_path, capsys, monkeypatch):
+    """Each by what it offers itself; another error of the same family is not taken for one of memory."""
+    (tmp_path / "a.yaml").write_text("data: {name: toy}\nmodel: {name: mlp}\nobjective: {name: fm}\n")
+    words = [str(tmp_path / "a.yaml") if word == "CONFIG" else word for word in words]
+
+    def raising(error):
+        def call(*arguments, **options):
+            raise error
+
+        return call
+
+    monkeypatch.setattr(place, raising(torch.OutOfMemoryError("CUDA out of memory.")))
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hf-flowft: error: the device is out of memory: ")
+    assert advice in error
+    monkeypatch.setattr(place, raising(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        main(words)

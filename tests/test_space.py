@@ -70,6 +70,19 @@ def test_the_folder_is_complete(spaces):
     assert np.load(spaces["toy"] / "data.npy").shape == (24, 2)
 
 
+def test_no_path_of_this_machine_is_written(runs, tmp_path):
+    """Results are those that a push publishes: absolute paths by their ends."""
+    source = tmp_path / "toy" / "run"
+    shutil.copytree(runs / "toy", tmp_path / "toy")
+    results = json.loads((source / "results.json").read_text())
+    results["data"]["source"] = "/home/alice/data/points.npz"
+    (source / "results.json").write_text(json.dumps(results))
+    write_space(source, tmp_path / "out")
+    written = (tmp_path / "out" / "results.json").read_text()
+    assert "alice" not in written
+    assert json.loads(written)["data"]["source"] == "data/points.npz"
+
+
 @pytest.mark.parametrize("kind", ["digits", "toy"])
 def test_the_pipelines_are_those_of_the_run(kind, runs, spaces):
     """Bit for bit, with their conditions."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..repository import hub_problem, read_json
+from ..repository import shown
 from .family import LatentFamily
-from .opening import family_of
+from .opening import INDEX, family_of, read_described
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def count_needs(
     Raises: ValueError as `family_of`.
     """
     family = family_of(path, revision)
-    config, vae = (_config(path, revision, part) for part in ("transformer", "vae"))
+    config, vae = (read_described(path, revision, f"{part}/config.json") for part in ("transformer", "vae"))
     with torch.device("meta"):
         transformer = family.transformer_class().from_config(config)
         nn.Module.to(transformer, dtype)
@@ -85,6 +83,35 @@ def count_needs(
     backward = flops.get_total_flops() + (forward if recompute else 0)
     counts = [sum(p.numel() for p in transformer.parameters() if p.requires_grad is flag) for flag in (False, True)]
     return Needs(counts[0], counts[1], kept.size + block[0], forward, backward)
+
+
+def count_encoders(path: str, revision: str, dtype: torch.dtype) -> int:
+    """Bytes of the weights that encode prompts, in `dtype`, and images, in float32, by the configurations alone.
+
+    Raises: ValueError for a component that is no network of diffusers or transformers; those of `family_of`.
+    """
+    import diffusers
+    import transformers
+
+    libraries, index, total = (
+        {"diffusers": diffusers, "transformers": transformers},
+        read_described(path, revision, INDEX),
+        0,
+    )
+    for part in ("vae", *family_of(path, revision).readers):
+        library, name = index.get(part) or (None, None)
+        if name is None or part.startswith("tokenizer"):
+            continue
+        kind: Any = getattr(libraries.get(library), str(name), None)
+        is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
+        if not is_network:
+            raise ValueError(f"{part} of {path} is a {shown(name)}, which is no network of diffusers or transformers.")
+        config = read_described(path, revision, f"{part}/config.json")
+        with torch.device("meta"):
+            network = kind.from_config(config) if part == "vae" else kind(kind.config_class.from_dict(config))
+        size = torch.float32.itemsize if part == "vae" else dtype.itemsize
+        total += size * sum(p.numel() for p in network.parameters())
+    return total
 
 
 def _recomputed(kept: _Kept, block: list[int]) -> Callable[..., Any]:
@@ -113,14 +140,3 @@ def _pretend(transformer: nn.Module, mode: FakeTensorMode) -> None:
         for name, x in module._buffers.items():
             if x is not None:
                 module._buffers[name] = FakeTensor(mode, x.to("meta"), torch.device("cpu"))
-
-
-def _config(path: str, revision: str, part: str) -> dict[str, Any]:
-    if Path(path).is_dir():
-        return read_json(Path(path) / part / "config.json")
-    try:
-        return read_json(Path(hf_hub_download(path, "config.json", subfolder=part, revision=revision or None)))
-    except ValueError:
-        raise
-    except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
-        raise ValueError(f"{path!r}: {hub_problem(error, revision)}") from error

@@ -65,7 +65,7 @@ class Encoder:
     def require_size(self, data: FlowData) -> None:
         """Raises: ValueError for images that the autoencoder and the transformer do not divide evenly."""
         config = read_json(self.base.folder / "transformer" / "config.json")
-        unit = self.pipeline.vae_scale_factor * self.base.family.patch(config)
+        unit = self.downscaling * self.base.family.patch(config)
         what = "data.resolution" if data.buckets is None else "data.bucket_step"
         bad = next((size for size in _sizes(data) if any(length % unit for length in size)), None)
         if bad is not None:

@@ -65,7 +65,7 @@ def family_of(path: str, revision: str = "") -> LatentFamily:
     """
     if not path:
         raise ValueError("model.path must name the pretrained pipeline: a folder, or a repository on the Hub.")
-    kind = _class_name(path, revision)
+    kind = read_described(path, revision, INDEX).get("_class_name")
     if kind not in FAMILIES:
         raise ValueError(
             f"{path} holds a {shown(kind)}; the text-to-image flows that can be fine-tuned are {', '.join(FAMILIES)}. (Stable Diffusion 1, 2 and "
@@ -89,12 +89,15 @@ def find_base(path: str, revision: str = "") -> LatentBase:
         raise ValueError(f"{path!r}: {hub_problem(error, revision)}") from error
 
 
-def _class_name(path: str, revision: str) -> Any:
+def read_described(path: str, revision: str, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline in a folder or in a repository, by its name there, such as "vae/config.json".
+
+    Raises: ValueError when there is neither, or the file is missing or broken.
+    """
     if Path(path).is_dir():
-        return read_json(Path(path) / INDEX).get("_class_name")
+        return read_json(Path(path) / name)
     try:
-        return read_json(Path(hf_hub_download(path, INDEX, revision=revision or None))).get("_class_name")
-    except ValueError:
-        raise
-    except Exception as error:
+        file = hf_hub_download(path, name, revision=revision or None)
+    except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
         raise ValueError(f"{path!r} is no folder here, and {hub_problem(error, revision)}") from error
+    return read_json(Path(file))

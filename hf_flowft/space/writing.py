@@ -16,7 +16,7 @@ import yaml
 from ..cards.merge import assemble
 from ..data import DATA
 from ..pipelines import FlowPipeline
-from ..results import read_results
+from ..results import published, read_results, write_json
 from .comparison import DATA_FILE
 
 GRADIO_VERSION = "6.31.0"
@@ -84,7 +84,7 @@ def write_space(run_folder: Path, out: Path) -> None:
         result.save_pretrained(folder / "result")
         if base is not None and not base.hub_id:
             base.pipeline.save_pretrained(folder / "base")
-        shutil.copyfile(run_folder / "results.json", folder / "results.json")
+        write_json(folder / "results.json", published(results))
         _write_cloud(folder / DATA_FILE, config, result)
         _write_text(folder, results, config["hub"]["licence"], base)
         folder.chmod(0o755)

@@ -8,7 +8,7 @@ import torch
 
 from ..data import CaptionedConfig
 from ..latents import add_lora
-from ..latents.counting import Needs, count_needs
+from ..latents.counting import Needs, count_encoders, count_needs
 from ..latents.family import LatentFamily
 from ..objectives import GradualConfig, PriorPreservationConfig, ReconstructionConfig
 from ..solvers import tableau
@@ -23,7 +23,7 @@ def plan(config: RunConfig, tflops: float) -> str:
     """A table for a run on a text-to-image pipeline.
 
     Memory is that of one process: weights, what the optimiser and the averages keep, and the activations of a micro-step, counted on a transformer
-    without memory. Allocators and kernels need more, so leave a fifth free. Time is the operations of a step by what the device does.
+    without memory; before it, what encodes images and prompts is there alone. Allocators and kernels need more, so leave a fifth free. Time is the operations of a step by what the device does.
 
     Args: `tflops`: floating-point operations a second the device reaches, in millions of millions.
     Raises: ValueError for other kinds of models and data.
@@ -52,11 +52,13 @@ def plan(config: RunConfig, tflops: float) -> str:
     lines = [f"{name:<45} {value / GIB:8.2f} GiB" for name, value in memory.items() if value]
     total = sum(memory.values())
     step = config.train.batch_size * operations / 1e12
+    encoders = count_encoders(model.path, model.revision, dtype)
     return "\n".join(
         [
             f"{needs.frozen + needs.trained:,} weights, {needs.trained:,} of them trained",
             *lines,
             f"{'together (leave a fifth more free)':<45} {total / GIB:8.2f} GiB",
+            f"{'before, while encoding: the encoders alone':<45} {encoders / GIB:8.2f} GiB",
             f"{'operations of a step':<45} {step:8.2f} TFLOP",
             f"{f'time of a step at {tflops:g} TFLOP/s':<45} {step / tflops:8.2f} s",
         ]
