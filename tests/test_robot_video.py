@@ -108,6 +108,19 @@ def test_only_the_first_episodes_are_decoded(tmp_path, cache):
         load_robot(RobotConfig(path=str(folder), cameras=[CAMERA], validation=0, test=0))
 
 
+def test_only_the_videos_of_the_first_episodes_are_downloaded(hub, tmp_path):
+    """Of a data set on the Hub, in which every episode has a video of its own."""
+    made = write_v21(tmp_path / "old", demonstrations(LENGTHS), FPS, ["t"] * 3, chunk=2, camera=(CAMERA, SHAPE))
+    for number, length in enumerate(LENGTHS):
+        write_video(made / f"videos/chunk-{number // 2:03d}/{CAMERA}/episode_{number:06d}.mp4", LEVELS[:length])
+    content = {path.relative_to(made).as_posix(): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    hub.create("user/demos", content, repo_type="dataset")
+    for episodes, expected in ((2, [0, 1]), (0, [0, 1, 2])):
+        metadata, _ = open_lerobot("user/demos", cameras=[CAMERA], episodes=episodes)
+        here = sorted(path.stem for path in metadata.folder.rglob("*.mp4"))
+        assert here == [f"episode_{number:06d}" for number in expected]
+
+
 def test_one_process_decodes_and_the_others_wait(folder, monkeypatch):
     """Two that ask at the same time have the frames of one decoding."""
     metadata, _ = open_lerobot(str(folder))
