@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .batch import Batch
+from .choices import Choices
 from .conventions import time_grid
 from .couplings import conditional_permutation, exact_assignment
 from .digests import tensors_digest
@@ -31,7 +32,7 @@ PairsName = Literal["fixed", "ot_output", "inverse", "best_of_k", "self", "sorte
 
 
 @dataclass(frozen=True)
-class PairsConfig:
+class PairsConfig(Choices):
     """How the noise of a reconstruction is paired with its data point."""
 
     name: PairsName = "ot_output"
@@ -58,8 +59,7 @@ class PairsConfig:
     """Allow `independent` for an experiment that wants to see the collapse."""
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(PairsName):
-            raise ValueError(f"unknown pairs {self.name!r}; choose one of {', '.join(get_args(PairsName))}.")
+        super().__post_init__()
         if self.name == "independent" and not self.allow_independent:
             raise ValueError(
                 "pairs 'independent' make reconstruction fit E[x_1 | condition]: every sample collapses to the mean of its condition (mode "

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .choices import Choices
 from .conventions import Time
 
 Field = Callable[[Tensor, Any], Tensor]
@@ -147,7 +148,7 @@ def integrate_adaptive(
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(Choices):
     """The diffusion g^2(t) of an SDE that has the marginals of the flow; `scale` is kappa (sqrt) or g (constant).
 
     name        g^2(t)               drift c_t v - k_t x, c_t = 1 + g^2 t / (2 (1 - t)), k_t = g^2 / (2 (1 - t))
@@ -163,8 +164,7 @@ class NoiseSchedule:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("sqrt", "constant", "memoryless"):
-            raise ValueError(f"unknown noise schedule {self.name!r}; choose sqrt, constant or memoryless.")
+        super().__post_init__()
         if self.scale < 0 or not math.isfinite(self.scale):
             raise ValueError(f"the scale of a noise schedule must be a number >= 0, got {self.scale}.")
 

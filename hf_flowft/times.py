@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .choices import Choices
 from .conventions import shift_t
 
 TimeDensityName = Literal["uniform", "logit_normal", "beta"]
 TemperatureName = Literal["linear", "cosine", "exponential", "alpha_linear", "alpha_cosine", "step"]
 
 
-def _known(what: str, name: str, names: Any) -> None:
-    if name not in get_args(names):
-        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(get_args(names))}.")
-
-
 @dataclass(frozen=True)
-class TimeDensity:
+class TimeDensity(Choices):
     """The density of the training time, in the papers' direction (t = 0 noise, t = 1 data), then shifted as in sampling."""
 
     name: TimeDensityName = "uniform"
@@ -38,7 +34,7 @@ class TimeDensity:
     """The shift, as a scheduler applies it to its grid; 1 does nothing, 0 takes the scheduler's own, at the resolution of the data."""
 
     def __post_init__(self) -> None:
-        _known("time density", self.name, TimeDensityName)
+        super().__post_init__()
         if not (all(value > 0 for value in (self.std, self.a, self.b)) and self.shift >= 0):
             raise ValueError(
                 f"std, a and b of a time density must be positive, and its shift not negative, got {self}."
@@ -64,7 +60,7 @@ class TimeDensity:
 
 
 @dataclass(frozen=True)
-class TemperatureSchedule:
+class TemperatureSchedule(Choices):
     """tau(s) over the progress s in [0, 1] of training, and alpha(s) = 1 / (1 + tau(s)): 0 is the base, 1 is the target.
 
     Every schedule starts at `initial_temperature` and is exactly `final_temperature` from s = `end` on; a final temperature above zero
@@ -85,7 +81,7 @@ class TemperatureSchedule:
     """exponential: the temperature from which it drops to a final temperature of zero, which an exponential never reaches."""
 
     def __post_init__(self) -> None:
-        _known("temperature schedule", self.name, TemperatureName)
+        super().__post_init__()
         if self.final_temperature < 0 or not math.isfinite(self.final_temperature):
             raise ValueError(f"final_temperature must be a number >= 0, got {self.final_temperature}.")
         if not (self.final_temperature <= self.initial_temperature and math.isfinite(self.initial_temperature)):

@@ -21,6 +21,7 @@ LAYERS = {
         "jacobians",
         "randomness",
         "digests",
+        "choices",
     },
     1: {"repository", "batch", "velocity", "sampling", "replay", "pairs", "objectives", "models"},
     2: {

@@ -6,6 +6,7 @@ import difflib
 import pytest
 import yaml
 
+from hf_flowft.choices import choices_of
 from hf_flowft.training.config import (
     FIXED,
     KINDS,
@@ -132,6 +133,26 @@ def test_unknown_settings_are_told_the_nearest(kind, level):
         wrong = name + name[-1]
         assert difflib.get_close_matches(wrong, names, n=1) == [name]
         refused(rf"unknown setting {prefix}.{wrong}\. Did you mean '{name}'\?", *chosen, f"--{prefix}.{wrong}=1")
+
+
+def classes(kind):
+    """A settings class and those of its settings that are classes."""
+    inner = [f.default_factory for f in dataclasses.fields(kind) if isinstance(f.default_factory, type)]
+    return [kind, *(found for part in inner if dataclasses.is_dataclass(part) for found in classes(part))]
+
+
+ALL = {found for kinds in (*KINDS.values(), FIXED) for kind in kinds.values() for found in classes(kind)}
+
+
+@pytest.mark.parametrize("kind", sorted(filter(choices_of, ALL), key=str), ids=lambda kind: kind.__name__)
+def test_names_are_checked_in_python_as_on_the_command_line(kind):
+    """Every setting that is one of a few names refuses another one where it is made, and tells the nearest."""
+    for name, choices in choices_of(kind).items():
+        near = max(choices, key=lambda choice: len(str(choice)))
+        with pytest.raises(
+            ValueError, match=rf"{kind.__name__}\.{name} must be one of .*, got .*\. Did you mean '{near}'\?"
+        ):
+            kind(**{name: f"{near}x"})
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,35 @@ def test_rows_come_in_the_order_asked_for():
 
 
 @pytest.mark.parametrize(
+    "make",
+    [torch.Tensor.numpy, torch.Tensor.bfloat16, torch.Tensor.double, torch.Tensor.int, lambda x: x.requires_grad_()],
+    ids=["array", "bfloat16", "float64", "whole", "graph"],
+)
+def test_numbers_in_memory_of_any_kind(make):
+    """Arrays, tensors of other types and those that require gradients are the same data; other numbers are other data, which no run goes on with."""
+    x = torch.arange(12.0).reshape(6, 2)
+    data = from_tensors("table", make(x.clone()), x[:2], x[2:4])
+    assert torch.equal(data.rows("train").x_1, x)
+    assert data.identity == from_tensors("table", x, x[:2], x[2:4]).identity
+    assert data.identity != from_tensors("table", x + 1, x[:2], x[2:4]).identity
+
+
+def test_numbers_in_memory_that_are_no_samples():
+    """A number in the place of a sample, and what is not finite, by its row."""
+    x = torch.ones(6, 2)
+    with pytest.raises(
+        ValueError, match=r"split 'test' of 'table' must have samples .* got shape \(6,\): numbers are \(n, 1\)"
+    ):
+        from_tensors("table", x, x, x[:, 0])
+    bad = x.clone()
+    bad[4, 1] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"row 4 of the split 'validation' of 'table' holds NaN or infinite values \(1 such rows\)"
+    ):
+        from_tensors("table", x, bad, x)
+
+
+@pytest.mark.parametrize(
     ("splits", "message"),
     [
         ({"train": [[1.0]], "holdout": [[1.0]]}, "unknown split 'holdout'"),

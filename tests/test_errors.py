@@ -92,7 +92,7 @@ def test_data_that_cannot_be_used(make, message):
         (lambda: TrainConfig(batch_size=0), r"train.batch_size must be at least 1, got 0"),
         (lambda: TrainConfig(learning_rate=float("inf")), "must be positive, got inf"),
         (lambda: trainer(condition_dropout=1.5), "must be a probability below 1, got 1.5"),
-        (lambda: trainer(ema_decay=1.0), r"must be in \[0, 1\), got 1"),
+        (lambda: TrainConfig(ema_decay=1.0), r"train.ema_decay must be in \[0, 1\), where 0 turns it off, got 1"),
         (
             lambda: EvalConfig(metric="fid"),
             "must be one of auto, energy, frechet, kid, held_out_loss, reconstruction, got 'fid'",

@@ -192,7 +192,7 @@ BANK_ORDER = get_args(PairsName).index
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"name": "nearest"}, "unknown pairs 'nearest'; choose one of fixed"),
+        ({"name": "nearest"}, "PairsConfig.name must be one of fixed, .* got 'nearest'"),
         *(
             ({key: 0}, f"pairs.{key} must be at least 1, got 0")
             for key in ("num_steps", "num_candidates", "repeats", "num_pairs")

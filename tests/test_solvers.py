@@ -284,7 +284,7 @@ def test_sde_noise_is_the_generators_own():
             "unknown adaptive solver 'euler'; choose one of dopri5",
         ),
         (lambda: integrate_adaptive(riccati, START, rtol=0.0), "rtol and atol must be positive, got 0.0"),
-        (lambda: NoiseSchedule("linear"), "unknown noise schedule 'linear'; choose sqrt, constant or memoryless"),
+        (lambda: NoiseSchedule("linear"), "NoiseSchedule.name must be one of sqrt, constant, memoryless, got 'linear'"),
         (lambda: NoiseSchedule("sqrt", -1.0), "must be a number >= 0, got -1.0"),
         (
             lambda: integrate_sde(riccati, START, [1.0, 0.0], NoiseSchedule()),

@@ -113,7 +113,7 @@ def test_step_has_its_number_of_stages():
         ({"end": 0.0}, "0 < end <= 1"),
         ({"end": math.nan}, "0 < end <= 1"),
         ({"num_stages": 1}, "num_stages >= 2"),
-        ({"name": "quadratic"}, "unknown temperature schedule 'quadratic'; choose one of linear, cosine"),
+        ({"name": "quadratic"}, "TemperatureSchedule.name must be one of linear, cosine, .* got 'quadratic'"),
     ],
     ids=str,
 )

@@ -48,10 +48,8 @@ def load_images(config: ImagesConfig) -> FlowData:
     """
     if not config.path:
         raise ValueError("data.path must be given: a folder of images, a file, or the id of a data set on the Hub.")
-    if config.resolution < 1 or config.channels not in (1, 3):
-        raise ValueError(
-            f"data.resolution must be at least 1 and data.channels 1 or 3, got {config.resolution} and {config.channels}."
-        )
+    if config.resolution < 1:
+        raise ValueError(f"data.resolution must be at least 1, got {config.resolution}.")
     rows, facts = open_source(config)
     columns = [config.image_column, *([config.label_column] if config.label_column else [])]
     splits, stream = split_source(config, rows, columns, partial(_require_images, config=config))

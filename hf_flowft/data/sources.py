@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset_builder, load_from_disk
 
+from ..choices import Choices
 from .card_files import require_own_files
 from .errors import reason
 from .hub_source import open_hub
@@ -20,7 +21,7 @@ DIGEST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Choices):
     """A data set in files or on the Hub, and how it is divided."""
 
     path: str = ""
@@ -55,6 +56,7 @@ class SourceConfig:
     """Streaming: rows held out for validation, and as many for test, drawn from the first `epoch_size` + 2 `held_out`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_disjoint(self.labels, self.base_labels, "labels")
         for key in ("shuffle_buffer", "epoch_size", "held_out"):
             if getattr(self, key) < 1:

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, Features, Sequence, Value
 from torch import Tensor
 
+from ..choices import Choices
 from ..randomness import keyed_generator
 from .flow_data import FlowData
 
@@ -21,7 +22,7 @@ ToyName = Literal["five_gaussians", "eight_gaussians", "moons"]
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(Choices):
     """A 2-D distribution; a rotation, scale or move makes it the target of a fine-tune whose base knows the unmoved one."""
 
     distribution: ToyName = "five_gaussians"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
 
+from ..digests import tensors_digest
 from .flow_data import FlowData
 from .normalisation import Normalisation
 from .reading import stack_samples
@@ -119,8 +120,30 @@ def load_vectors(config: VectorsConfig) -> FlowData:
     )
 
 
-def from_tensors(name: str, train: torch.Tensor, validation: torch.Tensor, test: torch.Tensor) -> FlowData:
-    """Unconditional vectors or arrays already in memory, as flow data: (n, *event) each, used as they are."""
-    parts = {"train": train, "validation": validation, "test": test}
+def from_tensors(
+    name: str, train: torch.Tensor | np.ndarray, validation: torch.Tensor | np.ndarray, test: torch.Tensor | np.ndarray
+) -> FlowData:
+    """Unconditional vectors or arrays already in memory, as flow data: (n, *event) each, used as they are, in float32.
+
+    Tensors on any device and of any type, arrays and lists are taken.  Raises: ValueError for a number in the place of a sample, or what is not
+    finite, by its row.
+    """
+    given = {"train": train, "validation": validation, "test": test}
+    parts = {split: _held(x, f"the split {split!r} of {name!r}") for split, x in given.items()}
     splits = {split: Dataset.from_dict({"sample": list(x.numpy())}) for split, x in parts.items()}
-    return FlowData(name=name, splits=splits, event_shape=tuple(train.shape[1:]), facts={"source": "tensors"})
+    facts = {"source": "tensors", "digest": tensors_digest(parts)}
+    return FlowData(name=name, splits=splits, event_shape=tuple(parts["train"].shape[1:]), facts=facts)
+
+
+def _held(values: torch.Tensor | np.ndarray, place: str) -> torch.Tensor:
+    x = torch.as_tensor(values).detach().float().cpu()
+    if x.ndim < 2:
+        raise ValueError(
+            f"{place} must have samples along its first axis, (n, *event), got shape {tuple(x.shape)}: numbers are (n, 1)."
+        )
+    bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"row {int(bad[0])} of {place} holds NaN or infinite values ({len(bad)} such rows); clean the data."
+        )
+    return x

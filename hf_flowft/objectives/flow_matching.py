@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
+from ..choices import Choices
 from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard, couple, may_be_independent
 from ..paths import LINEAR, Path
 from ..solvers import NoiseSchedule
@@ -104,7 +105,7 @@ class FlowMatchingObjective(Objective):
 
 
 @dataclass(frozen=True)
-class FlowMatchingConfig:
+class FlowMatchingConfig(Choices):
     """Plain flow matching: pretraining and plain fine-tuning."""
 
     coupling: Literal["independent", "ot", "sinkhorn"] = "independent"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
+from ..choices import Choices
 from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard
 from ..paths import LINEAR, Path
 from ..randomness import keyed_generator
@@ -133,7 +134,7 @@ class ReplayObjective(FlowMatchingObjective):
 
 
 @dataclass(frozen=True)
-class GradualConfig:
+class GradualConfig(Choices):
     """Gradual fine-tuning; the temperature is `train.temperature`."""
 
     measure: Literal["target", "replay"] = "replay"

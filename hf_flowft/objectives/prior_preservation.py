@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..batch import Batch
+from ..choices import Choices
 from ..couplings import COUPLINGS
 from ..randomness import keyed_generator
 from ..replay import build_replay
@@ -40,7 +41,7 @@ class PriorPreservationObjective(ReplayObjective):
 
 
 @dataclass(frozen=True)
-class PriorPreservationConfig:
+class PriorPreservationConfig(Choices):
     """Flow matching beside the base's own samples, as if they were data: the baseline of replay."""
 
     coupling: Literal["independent", "ot", "sinkhorn"] = "independent"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..choices import Choices
 from ..conventions import time_grid
 from ..couplings import COUPLINGS, Coupling, IndependentCoupling, OTCoupling, Shard, couple
 from ..gradients import GradientMode, solve
@@ -159,7 +160,7 @@ class ReconstructionObjective(Objective):
 
 
 @dataclass(frozen=True)
-class ReconstructionConfig:
+class ReconstructionConfig(Choices):
     """Maximum likelihood of reconstructions; the pairs are the `pairs` section."""
 
     num_steps: list[int] = field(default_factory=lambda: [8])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from ..choices import nearest
 from ..data import DATA
 from ..objectives import OBJECTIVES
 from ..pairs import PairsConfig
@@ -184,7 +184,7 @@ def _typed(section: str, kinds: dict[str, type], values: Any) -> Any:
     values = _mapping(section, values)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in kinds:
-        raise ValueError(f"{section}.name must be one of {', '.join(kinds)}, got {shown(name)}.{_nearest(name, kinds)}")
+        raise ValueError(f"{section}.name must be one of {', '.join(kinds)}, got {shown(name)}.{nearest(name, kinds)}")
     return _parse(section, kinds[name], values)
 
 
@@ -253,9 +253,7 @@ def _readable(error: Exception) -> str:
     match = re.search(r"typing\.Literal\[(.*?)\]\. Got value: (.*)", text)
     if match:
         choices = [choice.strip(" '\"") for choice in match[1].split(",")]
-        text = (
-            f"{text[: match.start()]}one of {', '.join(choices)}. Got value: {match[2]}.{_nearest(match[2], choices)}"
-        )
+        text = f"{text[: match.start()]}one of {', '.join(choices)}. Got value: {match[2]}.{nearest(match[2], choices)}"
     return text[:600]
 
 
@@ -271,14 +269,9 @@ def _require_known(values: dict[str, Any], known: Sequence[str], prefix: str) ->
     for key in values:
         if key not in known:
             raise ValueError(
-                f"unknown setting {prefix}{_printed(key)}.{_nearest(key, known)} Known here: {', '.join(known) or 'none'}."
+                f"unknown setting {prefix}{_printed(key)}.{nearest(key, known)} Known here: {', '.join(known) or 'none'}."
             )
 
 
 def _printed(key: Any) -> str:
     return key if isinstance(key, str) and key.isprintable() and len(key) < 80 else shown(key)
-
-
-def _nearest(word: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(word)[:80], list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""

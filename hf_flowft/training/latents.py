@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from ..choices import Choices
 from ..data import FlowData
 from ..latents import (
     NOTHING,
@@ -36,7 +37,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Choices):
     """Low-rank adapters (LoRA) on the frozen transformer of a text-to-image pipeline."""
 
     path: str = ""
@@ -60,6 +61,7 @@ class LoRAConfig:
     """Precision of the frozen weights and the text encoders; adapters, times and latents stay float32."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise ValueError(f"model.rank must be at least 1, got {self.rank}.")
         if not (self.alpha >= 0 and 0 <= self.dropout < 1):

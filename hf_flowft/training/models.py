@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from diffusers import ModelMixin, UNet2DModel
 
+from ..choices import Choices
 from ..data import FlowData
 from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousFlowModel
 from ..models.bases import label_rows
@@ -21,7 +22,7 @@ from .trainee import Trainee, frozen_copy
 
 
 @dataclass(frozen=True)
-class MLPConfig:
+class MLPConfig(Choices):
     """A fresh `VelocityMLP`: vectors and small images."""
 
     hidden_dim: int = 256
@@ -167,7 +168,7 @@ class Transformer1DConfig(ActionModelConfig):
 
 
 @dataclass(frozen=True)
-class PretrainedConfig:
+class PretrainedConfig(Choices):
     """A pretrained flow, all of its weights trained."""
 
     path: str = ""
@@ -195,7 +196,7 @@ class PretrainedConfig:
 
 
 @dataclass(frozen=True)
-class ViscosityConfig:
+class ViscosityConfig(Choices):
     """Generalized artificial viscosity (GAV): a dissipative residual on the frozen base."""
 
     path: str = ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from ..choices import Choices
 from ..environments.corruptions import parse_corruptions
 from ..times import TemperatureSchedule
 
@@ -13,7 +14,7 @@ Metric = Literal["auto", "energy", "frechet", "kid", "held_out_loss", "reconstru
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Choices):
     """The training loop."""
 
     num_steps: int = 1000
@@ -64,6 +65,7 @@ class TrainConfig:
     """Steps between entries in the log."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("num_steps", "batch_size", "gradient_accumulation_steps", "log_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {getattr(self, key)}.")
@@ -74,6 +76,8 @@ class TrainConfig:
         parse_corruptions(self.augment)
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must be in [0, 1), where 0 turns it off, got {self.ema_decay}.")
         for key in (
             "lr_warmup_steps",
             "max_grad_norm",
@@ -99,7 +103,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Choices):
     """How models are compared. Lower is better for every selection metric; the base is always a candidate."""
 
     metric: Metric = "auto"
@@ -143,6 +147,7 @@ class EvalConfig:
     """Stop after so many evaluations without a new best; 0 never stops early."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("select_num_steps", "report_num_steps"):
             if not getattr(self, key) or min(getattr(self, key)) < 1:
                 raise ValueError(f"eval.{key} must name numbers of steps >= 1, got {getattr(self, key)}.")
@@ -154,8 +159,6 @@ class EvalConfig:
                 raise ValueError(f"eval.{key} must be >= 0, got {getattr(self, key)}.")
         if self.forgetting_limit < 0 or (0 < self.forgetting_limit < 1):
             raise ValueError(f"eval.forgetting_limit is a factor >= 1 (or 0 for none), got {self.forgetting_limit}.")
-        if self.metric not in get_args(Metric):
-            raise ValueError(f"eval.metric must be one of {', '.join(get_args(Metric))}, got {self.metric!r}.")
 
     @property
     def measures_kid(self) -> bool:

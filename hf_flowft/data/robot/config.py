@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...choices import Choices
 from ..splits import require_disjoint
 from .statistics import NormalisationKind
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobotConfig:
+class RobotConfig(Choices):
     """Demonstrations of a robot: a LeRobotDataset, version 2.1 or 3.0."""
 
     path: str = ""
@@ -54,6 +55,7 @@ class RobotConfig:
     """Seed of the split."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("observation_horizon", "prediction_horizon", "action_horizon"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data.{key} must be at least 1, got {getattr(self, key)}.")
