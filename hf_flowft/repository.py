@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -83,6 +84,8 @@ def hub_problem(error: Exception, revision: str | None = None) -> str:
         return f"the repository on the Hub has no revision {revision or 'main'!r}: give a branch, a tag or a commit."
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return "it is not in the cache (or not at this revision), and the Hub cannot be reached: go online once."
+    if isinstance(error, EntryNotFoundError):
+        return f"the repository on the Hub lacks a file ({one_line(error)}): is it of another kind?"
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
         return "the Hub refuses this token: log in with `hf auth login`, or set HF_TOKEN to one that has access."
     return f"the connection to the Hub failed ({one_line(error)}); repeat it: what has been transferred is kept."

@@ -255,6 +255,17 @@ def test_a_run_is_judged_by_what_it_reaches(runs, name, tag, steps, solver):
 
 
 @pytest.mark.parametrize("name", ["bc", "noise_prediction"])
+def test_evaluate_says_what_the_run_said(runs, name, tmp_path):
+    """By the sampler it was judged with, in the same episodes."""
+    out, run = tmp_path / "again.json", runs[name]
+    assert main(["evaluate", str(run / "pipeline"), "--config", str(run / "config.yaml"), "--out", str(out)]) == 0
+    again = json.loads(out.read_text())["metrics"]
+    known = json.loads((run / "results.json").read_text())["metrics"]["result"]
+    assert [entry["value"] for entry in again.values()] == [known[key]["value"] for key in again]
+    assert any("reward_shortfall" in key for key in again)
+
+
+@pytest.mark.parametrize("name", ["bc", "noise_prediction"])
 def test_a_run_leaves_a_policy_that_rolls_out(runs, name):
     """Loaded by name, without anything said about what it is."""
     policy = quiet(FlowPipeline.from_pretrained(runs[name] / "pipeline"))

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from hf_flowft import FlowODEScheduler, FlowPipeline, FlowSDEScheduler, VelocityMLP, ViscousFlowModel
+from hf_flowft.latents.opening import read_described
 from hf_flowft.models.reference import BASE_FILE, BaseReference
 from hf_flowft.models.saved import weights_digest
 from hf_flowft.pipelines.stock import to_stock
@@ -126,6 +127,12 @@ def test_at_a_revision(pushed, hub, tmp_path):
     assert torch.equal(draw(FlowPipeline.from_pretrained(NAME, revision=first)), draw(pushed))
     with pytest.raises(ValueError, match="has no revision 'nowhere': give a branch, a tag or a commit"):
         FlowPipeline.from_pretrained(NAME, revision="nowhere")
+
+
+def test_of_another_kind(pushed):
+    """A repository without the file that is looked for is there, and the connection too: it is something else."""
+    with pytest.raises(ValueError, match=r"lacks a file .*nothing.json.*is it of another kind"):
+        read_described(NAME, "", "nothing.json")
 
 
 def test_in_a_dtype_onto_a_device(pushed):

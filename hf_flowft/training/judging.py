@@ -33,9 +33,10 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     pipeline = FlowPipeline.from_pretrained(path).to(training_device())
     check_fits(pipeline, path, data)
     data.adopt(pipeline.description)
-    coupling = pipeline.description.get("coupling", "unknown")
     rollouts = Rollouts(config.eval, lambda _: pipeline, config.seed) if config.eval.environment else None
-    return report(_evaluator(data, config, pipeline.shift, coupling, rollouts), pipeline.velocity())
+    learned = {"predicts": pipeline.predicts, "scheduler": pipeline.scheduler, "rollouts": rollouts}
+    coupling = pipeline.description.get("coupling", "unknown")
+    return report(_evaluator(data, config, pipeline.shift, coupling, **learned), Velocity(pipeline.model))
 
 
 def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
@@ -48,14 +49,12 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
     return report(_evaluator(trainee.data, config, trainee.base.shift), velocity)
 
 
-def _evaluator(
-    data: FlowData, config: RunConfig, shift: float, trained: str = "unknown", rollouts: Rollouts | None = None
-) -> Evaluator:
-    """The one of the run, but for what only an objective knows; `trained`: the coupling of what is judged; `rollouts`: of a policy."""
+def _evaluator(data: FlowData, config: RunConfig, shift: float, trained: str = "unknown", **learned: Any) -> Evaluator:
+    """The one of the run; `trained`: the coupling of what is judged; `learned`: what else is known of it."""
     objective = config.objective
     lowers_loss = not isinstance(objective, ReconstructionConfig) and may_be_independent(objective.coupling)
     lowers_loss = lowers_loss and may_be_independent(trained)
-    return Evaluator(data, config.eval, config.seed, shift, rollouts=rollouts, lowers_loss=lowers_loss)
+    return Evaluator(data, config.eval, config.seed, shift, lowers_loss=lowers_loss, **learned)
 
 
 def _is_whole(path: str) -> bool:
