@@ -40,7 +40,10 @@ FACTORS = {
     "stop": ("step", "log", "evaluation", "write", "written", "beginning", "end"),
 }
 RULES = {
-    "only a bank of pairs is refreshed": lambda c: c.get("refresh") and not c.get("objective", "mle").startswith("mle")
+    "only a bank of pairs is refreshed": lambda c: c.get("refresh") and not c.get("objective", "mle").startswith("mle"),
+    "pairs keep their conditions": lambda c: (
+        c.get("condition dropout") and (c.get("refresh") or c.get("objective", "fm").startswith("mle"))
+    ),
 }
 
 

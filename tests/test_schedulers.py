@@ -250,7 +250,7 @@ def test_bad_settings_are_refused():
         with pytest.raises(ValueError, match=message):
             FlowODEScheduler(**wrong)
     for wrong, message in [
-        ({"noise_schedule": "cosine"}, "sqrt, constant or memoryless"),
+        ({"noise_schedule": "cosine"}, "sqrt, constant, memoryless"),
         ({"noise_scale": -1.0}, ">= 0"),
     ]:
         with pytest.raises(ValueError, match=message):
