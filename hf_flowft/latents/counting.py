@@ -93,11 +93,8 @@ def count_encoders(path: str, revision: str, dtype: torch.dtype) -> int:
     import diffusers
     import transformers
 
-    libraries, index, total = (
-        {"diffusers": diffusers, "transformers": transformers},
-        read_described(path, revision, INDEX),
-        0,
-    )
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    index, total = read_described(path, revision, INDEX), 0
     for part in ("vae", *family_of(path, revision).readers):
         library, name = index.get(part) or (None, None)
         if name is None or part.startswith("tokenizer"):

@@ -141,8 +141,8 @@ class EvalConfig(Choices):
     min_delta: float = 1.0
     """A candidate replaces the base only when it is better by more than so many standard errors of the paired difference."""
     forgetting_limit: float = 0.0
-    """Candidates whose metric on the base's data exceeds so many times the base's, by more than the standard error of the paired difference, are not
-    eligible; 0 for no limit."""
+    """Candidates whose metric on the base's data exceeds so many times the base's are not eligible, unless it has risen by no more than the standard
+    error of the paired difference; 0 for no limit."""
     patience: int = 0
     """Stop after so many evaluations without a new best; 0 never stops early."""
 
