@@ -203,6 +203,7 @@ def test_names_are_checked_in_python_as_on_the_command_line(kind):
         ("--seed=true", "whole number >= 0, got True"),
         ("--seed=[", "cannot read the value of --seed"),
         ("--seed", "--seed needs a value"),
+        ("--plan", "unknown setting plan. Known here: output_dir, seed, data,"),
         ("seed=3", "expected an option such as"),
     ],
 )

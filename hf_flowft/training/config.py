@@ -136,7 +136,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"expected an option such as --train.num_steps 100, got {shown(word)}.")
         key, equals, text = word[2:].partition("=")
         if not equals:
-            if not remaining:
+            if not remaining or remaining[0].startswith("--"):
+                _require_known({key.partition(".")[0]: None}, TOP_LEVEL, "")
                 raise ValueError(f"the option --{_printed(key)} needs a value.")
             text = remaining.pop(0)
         try:
