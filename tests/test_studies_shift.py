@@ -11,8 +11,8 @@ from hf_flowft import load_config
 from hf_flowft.cli import main as cli
 from hf_flowft.metrics.distances import energy_distance
 from hf_flowft.studies import shift
-from hf_flowft.studies.shift import BASELINES, FAMILIES, METHODS, SETTINGS, compared, full_plan, quick_plan
 from hf_flowft.studies.shift_fronts import Comparison, area, chosen, difference, mixing_curve
+from hf_flowft.studies.shift_methods import BASELINES, FAMILIES, METHODS, SETTINGS, compared, full_plan, quick_plan
 from hf_flowft.studies.shift_report import matched, verdict_table, verdicts
 from hf_flowft.studies.shift_runs import ShiftRuns, interpolated
 from hf_flowft.studies.shift_settings import QUICK, Sizes, all_runs, base_data, target_data

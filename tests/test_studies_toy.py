@@ -10,8 +10,8 @@ from hf_flowft import EvalConfig, FlowMatchingObjective, FlowTrainer, ToyConfig,
 from hf_flowft.cli import main as cli
 from hf_flowft.metrics.distances import wasserstein_2
 from hf_flowft.studies import toy, toy_report
-from hf_flowft.studies.toy import QUICK, TITLES, EndPoint, ToyStudy
 from hf_flowft.studies.toy_metrics import CENTRES, share_matched_w2
+from hf_flowft.studies.toy_runs import QUICK, TITLES, EndPoint, ToyStudy
 
 CONFIGS = ("toy_base", "toy_mle", "toy_gav", "toy_mlp_residual")
 FIGURES = ("steps", "error_map", "error_reduction", "bad_paths", "histograms", "samples", "gap")

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..figures import new_figure, save_figure
-from .shift import SETTINGS, TITLES, Cells
 from .shift_fronts import Curves, front_curve, mixing_curve, points
+from .shift_methods import SETTINGS, TITLES, CellsOfSettings
 from .shift_report import at_rate
 from .shift_settings import END, Sizes
 
@@ -46,7 +46,7 @@ def _finish(axis: Any, title: str = "", **labels: Any) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- trade-off
-def trade_off(cells: Cells, path: Path) -> None:
+def trade_off(cells: CellsOfSettings, path: Path) -> None:
     """Target quality against forgetting: every checkpoint as a dot, the held-out choice at each limit as a line."""
     panels = [(s, m) for s, m in (("few", "energy"), ("few", "sliced"), ("conditional", "energy")) if s in cells]
     figure = new_figure(4.2 * len(panels), 4.6)
@@ -87,7 +87,7 @@ def _front_panel(axis: Any, methods: dict[str, list[Curves]], metric: str, grid:
 
 
 # -------------------------------------------------------------------------------------------------------------- over steps
-def over_steps(sizes: Sizes, cells: Cells, path: Path) -> None:
+def over_steps(sizes: Sizes, cells: CellsOfSettings, path: Path) -> None:
     """Target quality and forgetting over the steps at the reference rate, with the step at which alpha reaches its final value."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -142,7 +142,7 @@ def panels(shown: dict[str, dict[str, Tensor]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_figures(sizes: Sizes, cells: Cells, shown: dict[str, dict[str, Tensor]], folder: Path) -> None:
+def draw_figures(sizes: Sizes, cells: CellsOfSettings, shown: dict[str, dict[str, Tensor]], folder: Path) -> None:
     """Write all figures."""
     trade_off(cells, folder / "shift_trade_off.png")
     over_steps(sizes, cells, folder / "shift_over_steps.png")

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..results import RESULTS_VERSION, environment, write_json
 from ..tables import markdown_table, number
-from .shift import (
+from .shift_fronts import LIMITS, METRICS, Comparison, Curves, measures, summary
+from .shift_methods import (
     BASELINES,
     GRADUAL,
     INTERPOLATED,
@@ -18,10 +19,9 @@ from .shift import (
     OTHER_SCHEDULES,
     SETTINGS,
     TITLES,
-    Cells,
+    CellsOfSettings,
     compared,
 )
-from .shift_fronts import LIMITS, METRICS, Comparison, Curves, measures, summary
 from .shift_settings import DISTRIBUTION, END, INITIAL_TEMPERATURE, REFERENCE_RATE, Sizes
 
 METRIC_NAMES = {"energy": "energy distance", "sliced": "sliced W2"}
@@ -202,7 +202,7 @@ Interpolated: models between the base and the selected model of plain fine-tunin
 "better" and "worse": by more than two standard errors of the paired difference over seeds; of so many comparisons some come out so by chance."""
 
 
-def write_report(sizes: Sizes, cells: Cells, out: Path) -> dict[str, Any]:
+def write_report(sizes: Sizes, cells: CellsOfSettings, out: Path) -> dict[str, Any]:
     """Write results.json and shift.md; returns the results."""
     entries: dict[str, Any] = {}
     for setting, methods in cells.items():

@@ -15,9 +15,9 @@ from ..couplings import squared_distances
 from ..figures import COLOURS, new_figure, save_figure, scatter_panels
 from ..sampling import generate
 from ..velocity import Velocity
-from .toy import TABLE_STEPS, TITLES, ToyStudy
 from .toy_metrics import BAD, CENTRES
 from .toy_report import CellsOfMethods, summary
+from .toy_runs import TABLE_STEPS, TITLES, ToyStudy
 
 LIMIT = 3.0
 VALUES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)

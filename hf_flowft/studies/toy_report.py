@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from ..results import RESULTS_VERSION, environment, mean_and_error, write_json
 from ..tables import markdown_table, number
-from .toy import BASELINES, TABLE_STEPS, TITLES, ToyStudy
 from .toy_metrics import BAD
+from .toy_runs import BASELINES, TABLE_STEPS, TITLES, ToyStudy
 
 CellsOfMethods = dict[str, list[dict[str, Any]]]
 """Method -> its cells, one a seed."""
