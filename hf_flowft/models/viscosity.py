@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,18 +15,13 @@ from ..conventions import output_from_velocity, sigma_from_t, sigma_from_timeste
 from ..jacobians import expansion_rate, lipschitz
 from ..velocity import Velocity
 from .bases import base_config, build_base, event_shape
-from .certificate import ContractionCertificate, Guarantee
-from .dissipation import ACTIVATIONS, STRUCTURES
-from .heads import ConditionHead, PlainResidual
+from .certificate import ContractionCertificate
 from .output import FlowModelOutput
 from .reference import ResidualMixin
-
-UNSTRUCTURED = Guarantee(
-    "the Euclidean norm", None, None, None, None, None, "A plain MLP has no structure to prove it from."
-)
+from .residual import ViscousResidual
 
 
-class ViscousFlowModel(ResidualMixin, ConfigMixin):
+class ViscousFlowModel(ViscousResidual, ResidualMixin, ConfigMixin):
     """A base flow with viscosity, in diffusers' convention; at the start it is the base, bit for bit.
 
         in_loop   v(x, t, c) = v_base(x, t, c) + gate(t) mu(x - m(t, c)) + g(t, c)
@@ -74,14 +68,8 @@ class ViscousFlowModel(ResidualMixin, ConfigMixin):
         condition_dim: int = 0,
     ):
         super().__init__()
-        _check_options(structure, wiring, activation, hidden_dim, num_terms, rank, gate_start)
-        size = math.prod(event_shape)
         self.base_model = build_base(base)
-        if structure == "mlp":
-            self.plain = PlainResidual(size, num_classes, condition_dim, hidden_dim)
-        else:
-            self.dissipation = STRUCTURES[structure](size, activation, hidden_dim, num_terms, rank)
-            self.head = ConditionHead(2 * size + self.dissipation.num_biases, num_classes, condition_dim)
+        self.add_parts()
         self.freeze_base()
 
     @classmethod
@@ -132,18 +120,8 @@ class ViscousFlowModel(ResidualMixin, ConfigMixin):
             out = self._cascade(sample, timestep, condition)
         else:
             out = self.base_model(sample, timestep, return_dict=False, **condition)[0]
-            out = out + output_from_velocity(self._residual(sample, timestep, condition)).to(out.dtype)
+            out = out + output_from_velocity(self._added(sample, timestep, condition)).to(out.dtype)
         return FlowModelOutput(sample=out) if return_dict else (out,)
-
-    def gate(self, t: Tensor) -> Tensor:
-        """relu((t - t_c) / (1 - t_c)), or 1 without a gate: (batch,) -> (batch,)."""
-        start = self.config.gate_start
-        return torch.relu((t - start) / (1 - start)) if start else torch.ones_like(t)
-
-    @property
-    def gate_integral(self) -> float:
-        """The integral of the gate over [0, 1]: (1 - t_c) / 2, or 1 without a gate."""
-        return (1 - self.config.gate_start) / 2 if self.config.gate_start else 1.0
 
     def certificate(
         self,
@@ -167,7 +145,7 @@ class ViscousFlowModel(ResidualMixin, ConfigMixin):
         return ContractionCertificate(
             structure=self.config.structure,
             wiring=self.config.wiring,
-            viscosity=UNSTRUCTURED if self.config.structure == "mlp" else self.dissipation.guarantee(),
+            viscosity=self.guarantee,
             gate_integral=self.gate_integral,
             speed=2 if self.config.wiring == "cascade" else 1,
             base_expansion=nu,
@@ -182,30 +160,18 @@ class ViscousFlowModel(ResidualMixin, ConfigMixin):
         slopes = [lipschitz(field, x, t).max() for x, t in zip(states, times, strict=True)]
         return float(torch.stack(expansions).max()), float(torch.stack(slopes).max())
 
-    def _residual(self, sample: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """gate mu(x - m) + g, or the plain MLP: (batch, *event), never under autocast.
-
-        Untrained it is +0.0 (from g, whatever the sign of the zero of mu), and adds -0.0 to the output: no bit changes.
-        """
+    def _added(self, sample: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The residual's velocity; untrained it is +0.0, and adds -0.0 to the output: no bit changes."""
         labels = condition["class_labels"] if self.config.num_classes else None
         vector = condition["condition"] if self.config.condition_dim else None
-        t = t_from_sigma(sigma_from_timestep(timestep))
-        with torch.autocast(sample.device.type, enabled=False):
-            if self.config.structure == "mlp":
-                x = sample.flatten(1).to(self.plain.output.weight.dtype)
-                return self.plain(x, t, labels, vector).reshape(sample.shape)
-            x = sample.flatten(1).to(self.head.output.weight.dtype)
-            sizes = [x.shape[1], x.shape[1], self.dissipation.num_biases]
-            centre, forcing, bias = self.head(timestep, labels, vector).split(sizes, dim=1)
-            gate = self.gate(t)[:, None].to(x.dtype)
-            return (gate * self.dissipation(x - centre, bias) + forcing).reshape(sample.shape)
+        return self.residual(sample, timestep, labels, vector)
 
     def _cascade(self, sample: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The base at double speed before t = 1/2, the viscosity at double speed after it, each row by its own t."""
         t = t_from_sigma(sigma_from_timestep(timestep))
         in_base = t < 0.5
         own = timestep_from_sigma(sigma_from_t((2 * t - 1).clamp(min=0)))
-        out = output_from_velocity(self._residual(sample, own, condition)).to(sample.dtype)
+        out = output_from_velocity(self._added(sample, own, condition)).to(sample.dtype)
         if in_base.any():
             base_timestep = timestep_from_sigma(sigma_from_t((2 * t).clamp(max=1)))
             base_out = self.base_model(sample, base_timestep, return_dict=False, **condition)[0]
@@ -219,28 +185,6 @@ class ViscousFlowModel(ResidualMixin, ConfigMixin):
         for option, key in (("num_classes", "class_labels"), ("condition_dim", "condition")):
             if self.config[option] and condition.get(key) is None:
                 raise ValueError(f"{option} is {self.config[option]}, so {key} must be given.")
-
-
-def _check_options(
-    structure: str, wiring: str, activation: str, hidden_dim: int, num_terms: int, rank: int, gate_start: float
-) -> None:
-    choices = (
-        ("structure", structure, (*STRUCTURES, "mlp")),
-        ("wiring", wiring, ("in_loop", "cascade")),
-        ("activation", activation, tuple(ACTIVATIONS)),
-    )
-    for name, value, accepted in choices:
-        if value not in accepted:
-            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(accepted)}.")
-    for name, number in (("hidden_dim", hidden_dim), ("num_terms", num_terms), ("rank", rank)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
-    if not 0 <= gate_start < 1:
-        raise ValueError(f"gate_start must lie in [0, 1), got {gate_start}.")
-    if gate_start and (wiring == "cascade" or structure == "mlp"):
-        raise ValueError(
-            "a gate is for viscosity in the loop; set gate_start=0 with wiring='cascade' or structure='mlp'."
-        )
 
 
 def in_words(structure: str, wiring: str) -> str:
