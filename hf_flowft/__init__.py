@@ -17,6 +17,7 @@ from .data import (
     load_vectors,
     write_lerobot,
 )
+from .latents import load_viscosity
 from .models import ActionTransformer, ConditionalUNet1D, FourierUNet2DModel, VelocityMLP, ViscousFlowModel
 from .objectives import FlowMatchingObjective, GradualObjective, Objective, ReconstructionObjective, ReplayObjective
 from .pairs import PairBuilder, PairsConfig
@@ -70,5 +71,6 @@ __all__ = [
     "load_robot",
     "load_toy",
     "load_vectors",
+    "load_viscosity",
     "write_lerobot",
 ]

@@ -28,7 +28,7 @@ def home(tmp_path_factory):
     return folder
 
 
-def adapt(transformer, family):
+def adapt(transformer, family, shape=None):
     """A small adapter."""
     add_lora(transformer, family.targets, rank=2, alpha=2, dropout=0.0, seed=0)
 

@@ -51,7 +51,7 @@ def common(licence: str | None, facts: Mapping[str, Any], tag: str = "flow-match
     if drawn:
         trigger = {"instance_prompt": drawn["trigger"]} if drawn["trigger"] else {}
         metadata |= {"pipeline_tag": "text-to-image", **trigger, "widget": [{"text": drawn["prompt"]}]}
-        tags += ["text-to-image", "lora"] if drawn["adapter"] else ["text-to-image"]
+        tags += ["text-to-image", *(["lora"] if drawn["adapter"] in (True, "lora") else [])]
     elif "policy" in facts:
         metadata["pipeline_tag"] = "robotics"
     elif len(facts.get("event_shape") or ()) == 3:

@@ -45,7 +45,8 @@ def _start(results: dict[str, Any]) -> str:
         return f"fine-tuned from `{base['id']}` (a local folder) with {title} on"
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     link = f"[{base['id']}](https://huggingface.co/{base['id']}){revision}"
-    if base["relation"] == "adapter" and results["data"].get("text_to_image"):
+    drawn = results["data"].get("text_to_image") or {}
+    if base["relation"] == "adapter" and drawn.get("adapter") in (True, "lora"):
         return f"an adapter (LoRA) for {link}, trained with {title} on"
     if base["relation"] == "adapter":
         return f"a residual on the frozen {link}, which is loaded with it, trained with {title} on"

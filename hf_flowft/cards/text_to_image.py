@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Added(NamedTuple):
+    """What a card's code does with an adapter: lines of import, lines after the pipeline is there, and the packages it takes."""
+
+    imports: tuple[str, ...]
+    lines: tuple[str, ...]
+    packages: str
+
+
+ADDED = {
+    "": Added((), (), "diffusers and transformers alone"),
+    "lora": Added((), ('pipeline.load_lora_weights("{source}")',), "diffusers, transformers and peft alone"),
+    "viscosity": Added(
+        ("from hf_flowft import load_viscosity",),
+        ('load_viscosity(pipeline, "{source}")',),
+        "diffusers and transformers, with hf_flowft for the viscosity",
+    ),
+}
 
 
 def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -> str:
@@ -13,7 +32,8 @@ def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -
     is loaded into; `num_steps`: of the solver.
     """
     name, (height, width) = drawn["pipeline"], drawn["size"]
-    whole, adapter = (base, [f'pipeline.load_lora_weights("{source}")']) if drawn["adapter"] else (source, [])
+    adapter = "lora" if drawn["adapter"] is True else drawn["adapter"]  # facts of earlier versions say whether only
+    whole, added = base if adapter else source, ADDED[adapter or ""]
     classes, scheduler, shift = [name], [], drawn.get("replaced_shift")
     if shift is not None:
         classes.append("FlowMatchEulerDiscreteScheduler")
@@ -24,9 +44,10 @@ def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -
     code = [
         "import torch",
         f"from diffusers import {', '.join(sorted(classes))}",
+        *added.imports,
         "",
         f'pipeline = {name}.from_pretrained("{whole}", torch_dtype=torch.bfloat16).to("cuda")',
-        *adapter,
+        *(line.format(source=source) for line in added.lines),
         *scheduler,
         f"steps = {num_steps}",
         "sigmas = [1 - i / steps for i in range(steps)]  # the grid it was trained and measured on; the scheduler shifts it once",
@@ -35,5 +56,4 @@ def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -
         *(f"    {key}={value}," for key, value in options.items()),
         ").images[0]",
     ]
-    packages = "diffusers, transformers and peft" if adapter else "diffusers and transformers"
-    return f"## Use\n\nBy {packages} alone:\n\n```python\n" + "\n".join(code) + "\n```"
+    return f"## Use\n\nBy {added.packages}:\n\n```python\n" + "\n".join(code) + "\n```"

@@ -6,28 +6,34 @@ from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
 from .opening import FAMILIES, LatentBase, find_base
 from .own import deal_prompts, keep_samples, own_samples
-from .pipeline import LatentPipeline, merge
+from .pipeline import Adapter, LatentPipeline, merge
 from .prompts import NOTHING, PromptTable
+from .viscosity import LatentViscosity, add_fresh_viscosity, load_viscosity, viscosity_off
 
 __all__ = [
     "FAMILIES",
     "NOTHING",
+    "Adapter",
     "Decoder",
     "Encoder",
     "LatentBase",
     "LatentFamily",
     "LatentFlowModel",
     "LatentPipeline",
+    "LatentViscosity",
     "PromptTable",
     "adapters_off",
+    "add_fresh_viscosity",
     "add_lora",
     "continue_lora",
     "deal_prompts",
     "encode",
     "find_base",
     "keep_samples",
+    "load_viscosity",
     "merge",
     "own_samples",
     "sizes_like",
     "start_adapter",
+    "viscosity_off",
 ]

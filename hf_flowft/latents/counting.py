@@ -52,28 +52,30 @@ def count_needs(
     size: tuple[int, int],
     dtype: torch.dtype,
     recompute: bool,
-    adapt: Callable[[Any, LatentFamily], None],
+    adapt: Callable[[Any, LatentFamily, tuple[int, ...]], None],
 ) -> Needs:
     """Count without downloading or allocating weights: the configurations alone are read.
 
-    Args: `size`: height and width of an image; `recompute`: with gradient checkpointing; `adapt`: makes of the transformer what is trained.
+    Args: `size`: height and width of an image; `recompute`: with gradient checkpointing; `adapt`: makes of the transformer what is trained,
+    given its family and the shape of a latent.
     Raises: ValueError as `family_of`.
     """
     family = family_of(path, revision)
     config, vae = (read_described(path, revision, f"{part}/config.json") for part in ("transformer", "vae"))
+    factor = family.downscaling(vae)
+    shape = (family.channels(config), size[0] // factor, size[1] // factor)
     with torch.device("meta"):
         transformer = family.transformer_class().from_config(config)
         nn.Module.to(transformer, dtype)
-        adapt(transformer, family)
+        adapt(transformer, family, shape)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _pretend(transformer, mode)
     weights = {p.untyped_storage()._cdata for p in transformer.parameters()}
     kept, block = _Kept(weights), [0]
     if recompute:
         transformer.enable_gradient_checkpointing(_recomputed(kept, block))
-    factor = family.downscaling(vae)
     with mode:
-        sample = torch.zeros(1, family.channels(config), size[0] // factor, size[1] // factor, dtype=dtype)
+        sample = torch.zeros(1, *shape, dtype=dtype)
         text = {key: x.to(dtype) if x.is_floating_point() else x for key, x in family.text_like(config).items()}
         with FlopCounterMode(display=False) as flops, saved_tensors_hooks(kept.add, lambda x: x):
             output = family.output(transformer, sample, torch.full((1,), 500.0), text, 1.0)

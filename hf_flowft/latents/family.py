@@ -110,6 +110,18 @@ class LatentFamily:
         """Latent pixels in height and width that make one token, by the config of the transformer."""
         return config["patch_size"]
 
+    def taken_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one sample as the transformer takes it, for latents (channels, height, width)."""
+        return latent_shape
+
+    def flow_timestep(self, transformer: Any, timestep: Tensor) -> Tensor:
+        """1000 sigma, by the time that the transformer is given: (batch,) -> (batch,)."""
+        return timestep
+
+    def text_vector(self, text: Mapping[str, Tensor]) -> Tensor:
+        """A prompt as one vector, by what the transformer is given of it: (batch, size)."""
+        return text["pooled_projections"]
+
     def shift(self, scheduler: Any, transformer: Any, latent_shape: tuple[int, ...]) -> float:
         """The shift s of the pipeline's grid, sigma' = s sigma / (1 + (s - 1) sigma), for images of this size.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conventions import sigma_from_timestep
+from ..conventions import sigma_from_timestep, timestep_from_sigma
 from .family import LatentFamily, text_rows
 
 
@@ -52,6 +52,15 @@ class Flux(LatentFamily):
         """See `LatentFamily`; a transformer that is told its guidance is told the same."""
         known = super().call(transformer, folder, guidance)
         return {**known, "guidance_scale": guidance} if transformer["guidance_embeds"] else known
+
+    def taken_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See `LatentFamily`; two by two pixels are one token."""
+        channels, height, width = latent_shape
+        return (height // 2) * (width // 2), 4 * channels
+
+    def flow_timestep(self, transformer: Any, timestep: Tensor) -> Tensor:
+        """See `LatentFamily`; this transformer multiplies the time itself."""
+        return timestep_from_sigma(timestep)
 
     def patch(self, config: Mapping[str, Any]) -> int:
         """Two by two, whatever the transformer says of itself: it sees packed latents."""

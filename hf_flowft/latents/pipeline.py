@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from .lora import WEIGHTS, save_lora
 from .model import LatentFlowModel
 from .opening import INDEX, LatentBase
 
+Adapter = Literal["", "lora", "viscosity"]
+"""What was trained beside a frozen transformer; nothing: the transformer itself."""
+
 
 class LatentPipeline:
     """A trained transformer with the pipeline it belongs to.
 
     Args: `model`; `scheduler`: the grid it is sampled on here; `description`, `conditions`: as those of `FlowPipeline`; `base`: the pipeline it
-    was trained from; `is_adapter`: whether what was trained is an adapter, which is then all that is saved.
+    was trained from; `adapter`: what was trained beside its transformer, which is then all that is saved.
     """
 
     predicts = "velocity"
@@ -32,16 +35,16 @@ class LatentPipeline:
         description: dict[str, Any],
         conditions: dict[str, Tensor],
         base: LatentBase,
-        is_adapter: bool,
+        adapter: Adapter,
     ):
         self.model, self.scheduler, self.description, self.conditions = model, scheduler, description, conditions
-        self.base, self.is_adapter = base, is_adapter
+        self.base, self.adapter = base, adapter
 
     def renewed(
         self, model: LatentFlowModel, description: dict[str, Any], conditions: dict[str, Tensor]
     ) -> LatentPipeline:
         """The same pipeline with a model as it is now."""
-        return LatentPipeline(model, self.scheduler, description, conditions, self.base, self.is_adapter)
+        return LatentPipeline(model, self.scheduler, description, conditions, self.base, self.adapter)
 
     @property
     def shift(self) -> float:
@@ -53,8 +56,12 @@ class LatentPipeline:
         return Velocity(self.model)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what diffusers loads without this package: the adapter for `load_lora_weights`, or else the whole pipeline."""
-        if self.is_adapter:
+        """Write what diffusers loads without this package: the adapter for `load_lora_weights`, or the whole pipeline; a viscosity for
+        `load_viscosity`."""
+        if self.adapter == "viscosity":
+            self.model.transformer.viscosity.save_pretrained(folder)
+            return
+        if self.adapter == "lora":
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_lora(self.base.family.pipeline_class(), self.model.transformer, Path(folder))
             return

@@ -60,6 +60,15 @@ class Sana(LatentFamily):
         """See `LatentFamily`; in the very size that is asked for, not one from a table."""
         return {**super().call(transformer, folder, guidance), "use_resolution_binning": False}
 
+    def flow_timestep(self, transformer: Any, timestep: Tensor) -> Tensor:
+        """See `LatentFamily`; without the transformer's scale."""
+        return timestep / transformer.config.timestep_scale
+
+    def text_vector(self, text: Mapping[str, Tensor]) -> Tensor:
+        """See `LatentFamily`; the mean over the tokens that are there."""
+        there = text["encoder_attention_mask"].unsqueeze(-1).to(text["encoder_hidden_states"].dtype)
+        return (text["encoder_hidden_states"] * there).sum(1) / there.sum(1).clamp(min=1)
+
     def downscaling(self, vae: Mapping[str, Any]) -> int:
         """See `LatentFamily`; this autoencoder counts its blocks elsewhere."""
         return 2 ** (len(vae["encoder_block_out_channels"]) - 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conventions import sigma_from_timestep, t_from_sigma
-from .certificate import Guarantee
+from .certificate import ContractionCertificate, Guarantee
 from .dissipation import ACTIVATIONS, STRUCTURES, Dissipation
 from .heads import ConditionHead, PlainResidual
 
@@ -51,10 +51,21 @@ class ViscousResidual(nn.Module):
         """The integral of the gate over [0, 1]: (1 - t_c) / 2, or 1 without a gate."""
         return (1 - self.config.gate_start) / 2 if self.config.gate_start else 1.0
 
-    @property
-    def guarantee(self) -> Guarantee:
-        """What is proven about mu."""
-        return UNSTRUCTURED if self.config.structure == "mlp" else self.dissipation.guarantee()
+    def certified(
+        self, base_expansion: float | None = None, base_lipschitz: float | None = None
+    ) -> ContractionCertificate:
+        """What is proven, and with the rates of the base what follows for the whole flow."""
+        wiring = self.config.get("wiring", "in_loop")
+        guarantee = UNSTRUCTURED if self.config.structure == "mlp" else self.dissipation.guarantee()
+        return ContractionCertificate(
+            structure=self.config.structure,
+            wiring=wiring,
+            viscosity=guarantee,
+            gate_integral=self.gate_integral,
+            speed=2 if wiring == "cascade" else 1,
+            base_expansion=base_expansion,
+            base_lipschitz=base_lipschitz,
+        )
 
     def residual(self, sample: Tensor, timestep: Tensor, labels: Tensor | None, vector: Tensor | None) -> Tensor:
         """What is added to the velocity, never under autocast.

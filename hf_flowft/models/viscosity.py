@@ -142,15 +142,7 @@ class ViscousFlowModel(ViscousResidual, ResidualMixin, ConfigMixin):
                 "give states of shape (len(times), batch, *event_shape) together with their times, or neither."
             )
         nu, slope = (None, None) if states is None else self._base_rates(states, times, condition or {})
-        return ContractionCertificate(
-            structure=self.config.structure,
-            wiring=self.config.wiring,
-            viscosity=self.guarantee,
-            gate_integral=self.gate_integral,
-            speed=2 if self.config.wiring == "cascade" else 1,
-            base_expansion=nu,
-            base_lipschitz=slope,
-        )
+        return self.certified(nu, slope)
 
     def _base_rates(self, states: Tensor, times: Sequence[float], condition: dict[str, Tensor]) -> tuple[float, float]:
         """The largest logarithmic norm and the largest singular value of the base's Jacobian over the states."""

@@ -7,14 +7,16 @@ from typing import Any
 
 from ..couplings import may_be_independent
 from ..data import FlowData
+from ..latents import LatentViscosity
 from ..latents.opening import family_of
 from ..objectives import ReconstructionConfig
 from ..pipelines import FlowPipeline
 from ..velocity import Velocity
+from .bases import check_fits
 from .config import RunConfig
 from .evaluation import Evaluator
 from .latents import LoRAConfig
-from .models import PretrainedConfig, check_fits
+from .models import PretrainedConfig, ViscosityConfig
 from .processes import training_device
 from .report import report
 from .rollouts import Rollouts
@@ -24,7 +26,7 @@ from .run import load_data
 def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     """The report of a run (see `report`) for the pipeline or adapter at `path`, by the data, eval and seed of a config.
 
-    Of captioned data `path` is a pipeline of diffusers, or an adapter of the config's `model.path`.
+    Of captioned data `path` is a pipeline of diffusers, or an adapter or a viscosity of the config's `model.path`.
     Raises: ValueError when there is neither, or it does not fit the data.
     """
     data = load_data(config)
@@ -42,6 +44,10 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
 def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, dict[str, Any]]:
     if isinstance(config.model, LoRAConfig) and not _is_whole(path):
         trainee = replace(config.model, start=path).build(data, 0, config.seed)
+    elif isinstance(config.model, ViscosityConfig) and not _is_whole(path):
+        trainee = config.model.build(data, 0, config.seed)
+        trainee.model.transformer.viscosity = LatentViscosity.from_pretrained(path).to(training_device())
+        trainee.reference = None
     else:
         known = replace(data, base_pipeline=data.base_pipeline or config.model.path)
         trainee = PretrainedConfig(path=path).build(known, 0, config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -12,12 +12,14 @@ from ..choices import Choices
 from ..data import FlowData
 from ..latents import (
     NOTHING,
+    Adapter,
     Decoder,
     Encoder,
     LatentBase,
     LatentFlowModel,
     LatentPipeline,
     adapters_off,
+    add_fresh_viscosity,
     add_lora,
     continue_lora,
     deal_prompts,
@@ -27,7 +29,9 @@ from ..latents import (
     own_samples,
     sizes_like,
     start_adapter,
+    viscosity_off,
 )
+from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
 from ..velocity import SharedVelocity
 from .processes import training_device
@@ -75,7 +79,7 @@ class LoRAConfig(Choices):
         Raises: ValueError for data without captions, a pipeline that is no flow, or layers it does not have.
         """
         dtype = getattr(torch, self.dtype)
-        trainee = latent_trainee(self.path, self.revision, data, self.guidance, dtype, is_adapter=True)
+        trainee = latent_trainee(self.path, self.revision, data, self.guidance, dtype, adapter="lora")
         transformer, family = trainee.model.transformer, trainee.model.family
         if self.start:
             continue_lora(family.pipeline_class(), transformer, self.start)
@@ -88,13 +92,30 @@ class LoRAConfig(Choices):
         return trainee
 
 
+def viscous_trainee(path: str, revision: str, data: FlowData, seed: int, **options: Any) -> Trainee:
+    """A pipeline's transformer, frozen, under a fresh viscosity on its latents; the base is the same network with it off.
+
+    Args: `options`: those of `LatentViscosity` that are chosen.
+    Raises: ValueError as `latent_trainee`, and for images of several sizes.
+    """
+    trainee = latent_trainee(path, revision, data, adapter="viscosity")
+    if trainee.model.buckets is not None:
+        raise ValueError("a viscosity is for latents of one size: leave out data.bucket_step.")
+    transformer, family = trainee.model.transformer, trainee.model.family
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "initialisation"))
+        add_fresh_viscosity(transformer, family, trainee.data.event_shape, **options)
+    trainee.reference = SharedVelocity(trainee.model, partial(viscosity_off, transformer))
+    return trainee
+
+
 def latent_trainee(
     path: str,
     revision: str,
     data: FlowData,
     guidance: float = 3.5,
     dtype: torch.dtype = torch.float32,
-    is_adapter: bool = False,
+    adapter: Adapter = "",
 ) -> Trainee:
     """A pipeline's transformer as the model, and the data as its latents: first what encodes is in memory, then what is trained.
 
@@ -114,7 +135,7 @@ def latent_trainee(
     latents.facts["text_to_image"] = {
         "pipeline": base.family.pipeline,
         "base": base.name,
-        "adapter": is_adapter,
+        "adapter": adapter,
         "prompt": data.facts.get("prompt") or table.prompts[1],
         "trigger": data.facts.get("prompt", ""),
         "size": list(square),
@@ -134,7 +155,7 @@ def latent_trainee(
     if latents.buckets is not None:
         conditions["size"] = sizes_like(latents.splits["train"], len(replay))
     scheduler = FlowODEScheduler(shift=shift)
-    start = LatentPipeline(model, scheduler, description, conditions, base, is_adapter)
+    start = LatentPipeline(model, scheduler, description, conditions, base, adapter)
     return Trainee(model, scheduler, start, data=latents, keep=keep_samples(model, base, latents))
 
 

@@ -14,10 +14,10 @@ from ..models import ActionTransformer, ConditionalUNet1D, VelocityMLP, ViscousF
 from ..models.bases import label_rows
 from ..models.observation import IMAGE_PREFIX
 from ..models.viscosity import in_words
-from ..pipelines import FlowPipeline
 from ..randomness import keyed_seed
 from ..schedulers import FlowODEScheduler
-from .latents import LoRAConfig, latent_trainee
+from .bases import load_base
+from .latents import LoRAConfig, latent_trainee, viscous_trainee
 from .trainee import Trainee, frozen_copy
 
 
@@ -218,16 +218,26 @@ class ViscosityConfig(Choices):
     gate_start: float = 0.0
     """The viscosity acts after this time only; 0 acts throughout."""
 
+    @property
+    def residual_options(self) -> dict[str, Any]:
+        """What the residual itself is made by."""
+        return {key: value for key, value in asdict(self).items() if key not in ("path", "revision", "wiring")}
+
     def describe(self) -> str:
         """What is trained, in a sentence."""
         return in_words(self.structure, self.wiring)
 
     def build(self, data: FlowData, num_classes: int, seed: int) -> Trainee:
-        """The base with its residual; only the residual is trained."""
+        """The base with its residual; only the residual is trained. Of captioned data the base is the transformer of a text-to-image pipeline."""
+        if data.caption_column:
+            if self.wiring == "cascade":
+                raise ValueError(
+                    "the viscosity of a text-to-image pipeline is in its loop: set model.wiring to in_loop."
+                )
+            return viscous_trainee(self.path, self.revision, data, seed, **self.residual_options)
         base = load_base(self.path, self.revision, data)
         if base.predicts != "velocity":
             raise ValueError(f"viscosity is for flows, but the model at {self.path} predicts the {base.predicts}.")
-        options = {key: value for key, value in asdict(self).items() if key not in ("path", "revision")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(seed, "initialisation"))
             condition = base.conditions.get("condition")
@@ -236,7 +246,8 @@ class ViscosityConfig(Choices):
                 event_shape=list(data.event_shape),
                 num_classes=max(label_rows(base.model) - 1, 0),
                 condition_dim=0 if condition is None else condition.shape[1],
-                **options,
+                wiring=self.wiring,
+                **self.residual_options,
             )
         return Trainee(model, base.scheduler, base)
 
@@ -250,46 +261,6 @@ MODELS: dict[str, type] = {
     "viscosity": ViscosityConfig,
     "lora": LoRAConfig,
 }
-
-
-def load_base(path: str, revision: str, data: FlowData) -> FlowPipeline:
-    """The pretrained pipeline, checked against the data.
-
-    Raises: ValueError when no path is given, or when the data have another shape, other conditions or more labels than the model.
-    """
-    if not path:
-        raise ValueError("model.path must name the pretrained pipeline: a folder, or a repository on the Hub.")
-    base = FlowPipeline.from_pretrained(path, revision=revision or None)
-    check_fits(base, path, data)
-    return base
-
-
-def check_fits(base: FlowPipeline, path: str, data: FlowData) -> None:
-    """Raises: ValueError when a pipeline cannot be trained or judged on the data, naming what differs."""
-    if base.event_shape != data.event_shape:
-        raise ValueError(
-            f"the model at {path} makes samples of shape {base.event_shape}, but the data have shape {data.event_shape}."
-        )
-    taken, given = (
-        sorted(key for key in keys if not key.startswith(IMAGE_PREFIX))
-        for keys in (base.conditions, data.condition_columns)
-    )
-    if taken and taken != given:
-        raise ValueError(
-            f"the model at {path} is conditioned on {taken}, but the data give {given or 'no conditions'}."
-        )
-    if "class_labels" not in data.condition_columns:
-        return
-    null = (base.description.get("null_condition") or {}).get("class_labels")
-    known = int(null) if null is not None else base.model.config.get("num_classes") or label_rows(base.model)
-    if not known:
-        raise ValueError(f"the model at {path} takes no labels, but the data give some: train without them.")
-    labels = data.labels()
-    if labels[-1] >= known:
-        raise ValueError(
-            f"the model at {path} knows the labels 0 to {known - 1}, but the data have {labels[0]} to {labels[-1]}: choose data.labels among "
-            "those, renumber the labels, or pretrain a model with more."
-        )
 
 
 def _seeded(seed: int, cls: type, **options: Any) -> ModelMixin:

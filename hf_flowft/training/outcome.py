@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from ..data.flow_data import describe
 from ..latents import LatentFlowModel, LatentPipeline
-from ..models import ViscousFlowModel
+from ..models.residual import ViscousResidual
 from ..objectives import ReconstructionObjective
 from ..results import RESULTS_VERSION, changes, environment, public_name
 from .diversity import collapse
@@ -83,7 +83,8 @@ def _method(run: Run) -> dict[str, Any]:
 
 
 def _certificate(model: torch.nn.Module) -> list[str]:
-    return model.certificate().sentences() if isinstance(model, ViscousFlowModel) else []
+    acting = getattr(model.transformer, "viscosity", None) if isinstance(model, LatentFlowModel) else model
+    return acting.certified().sentences() if isinstance(acting, ViscousResidual) else []
 
 
 def network_name(model: torch.nn.Module) -> str:
@@ -94,7 +95,7 @@ def network_name(model: torch.nn.Module) -> str:
 def _base_model(run: Run) -> dict[str, str]:
     """Which model a run starts from: a name on the Hub at a commit, or the name of a folder, without the path to it."""
     path, revision = run.config.model.path, run.config.model.revision
-    relation = "adapter" if isinstance(run.base, LatentPipeline) and run.base.is_adapter else "finetune"
+    relation = "adapter" if isinstance(run.base, LatentPipeline) and run.base.adapter else "finetune"
     if Path(path).is_dir():
         return {"id": public_name(path), "revision": "", "source": "local", "relation": relation}
     index = try_to_load_from_cache(path, "model_index.json", revision=revision or "main")

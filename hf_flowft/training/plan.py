@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..data import CaptionedConfig
-from ..latents import add_lora
+from ..latents import add_fresh_viscosity, add_lora
 from ..latents.counting import Needs, count_encoders, count_needs
 from ..latents.family import LatentFamily
 from ..objectives import GradualConfig, PriorPreservationConfig, ReconstructionConfig
 from ..solvers import tableau
 from .config import RunConfig
 from .latents import LoRAConfig
-from .models import PretrainedConfig
+from .models import PretrainedConfig, ViscosityConfig
 
 GIB = 1 << 30
 
@@ -29,14 +30,14 @@ def plan(config: RunConfig, tflops: float) -> str:
     Raises: ValueError for other kinds of models and data.
     """
     model, data = config.model, config.data
-    if not isinstance(data, CaptionedConfig) or not isinstance(model, LoRAConfig | PretrainedConfig):
+    if not isinstance(data, CaptionedConfig) or not isinstance(model, LoRAConfig | PretrainedConfig | ViscosityConfig):
         raise ValueError(
-            "a plan is made for text-to-image pipelines: data.name captioned, and model.name lora or pretrained."
+            "a plan is made for text-to-image pipelines: data.name captioned, and model.name lora, pretrained or viscosity."
         )
     dtype = getattr(torch, model.dtype) if isinstance(model, LoRAConfig) else torch.float32
     size = (data.resolution, data.resolution)
     needs = count_needs(
-        model.path, model.revision, size, dtype, config.train.gradient_checkpointing, lambda t, f: _adapt(t, f, config)
+        model.path, model.revision, size, dtype, config.train.gradient_checkpointing, partial(_adapt, config)
     )
     micro = config.train.batch_size // config.train.gradient_accumulation_steps
     together, operations = _of_the_objective(config, needs)
@@ -65,17 +66,19 @@ def plan(config: RunConfig, tflops: float) -> str:
     )
 
 
-def _copy_bytes(model: LoRAConfig | PretrainedConfig) -> int:
-    """Of a weight of the frozen copy on the device: none for adapters, which need no copy, nor for one that stays in the host's memory."""
-    if isinstance(model, LoRAConfig) or model.reference_device:
+def _copy_bytes(model: LoRAConfig | PretrainedConfig | ViscosityConfig) -> int:
+    """Of a weight of the frozen copy on the device: none for what is added to a frozen base, nor for one that stays in the host's memory."""
+    if not isinstance(model, PretrainedConfig) or model.reference_device:
         return 0
     return getattr(torch, model.reference_dtype).itemsize
 
 
-def _adapt(transformer: Any, family: LatentFamily, config: RunConfig) -> None:
+def _adapt(config: RunConfig, transformer: Any, family: LatentFamily, latent_shape: tuple[int, ...]) -> None:
     model = config.model
     if isinstance(model, LoRAConfig):
         add_lora(transformer, model.target_modules or family.targets, model.rank, model.alpha or model.rank, 0.0, 0)
+    if isinstance(model, ViscosityConfig):
+        add_fresh_viscosity(transformer, family, latent_shape, **model.residual_options)
 
 
 def _of_the_objective(config: RunConfig, needs: Needs) -> tuple[float, float]:

@@ -71,7 +71,7 @@ class Run:
             self.data = self.trainee.data
         elif self.data.caption_column:
             raise ValueError(
-                "only text-to-image pipelines read captions: set model.name to lora or pretrained, or data.name to images."
+                "only text-to-image pipelines read captions: set model.name to lora, pretrained or viscosity, or data.name to images."
             )
         elif self.base is not None:
             self.data.adopt(self.base.description)
