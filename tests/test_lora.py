@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from PIL import Image as PILImage
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_resume import assert_same, last_weights
 from tiny_latents import PIPELINES, captioned, saved, settings
 
@@ -404,6 +404,55 @@ def test_a_run_goes_on_from_an_adapter(home, tmp_path):
     )
     with pytest.raises(ValueError, match="cannot go on from the adapter"):
         run(home, tmp_path / "third", **{"model.start": tmp_path / "nowhere"})
+
+
+@pytest.mark.slow
+def test_adapters_may_be_a_part_of_the_base(home, tmp_path):
+    """A second adapter is learned on a base with the first: it starts as that base, which never changes, and diffusers draws with the two together."""
+    run(home, tmp_path / "first", "fm", **{"eval.num_repeats": 1, "eval.min_delta": 0}).execute()
+    first = tmp_path / "first" / "pipeline"
+    fused, plain = f"[{first}]", run(home, tmp_path / "plain", "fm")
+    second = run(home, tmp_path / "second", "gft", **{"model.fused": fused, "data.base_samples": 4})
+    pipeline = stock(home / "base")
+    pipeline.load_lora_weights(first)
+    x, t, prompt = NOISE, torch.tensor([0.2, 0.9]), torch.tensor([1, 2])
+    model = second.trainee.model.eval()
+    both = type(model)(pipeline.transformer, model.family, model.prompts)
+    reference = second.reference(x, t, prompt=prompt)
+    torch.testing.assert_close(reference, Velocity(both)(x, t, prompt=prompt).detach(), rtol=0, atol=1e-5)
+    assert not torch.allclose(reference, plain.reference(x, t, prompt=prompt), atol=1e-4)
+    assert torch.equal(Velocity(model)(x, t, prompt=prompt), reference)
+    finished = second.execute()
+    assert torch.equal(second.reference(x, t, prompt=prompt), reference)
+    card = (tmp_path / "second" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert (
+        code.index("first/pipeline")
+        < code.index("fuse_lora()")
+        < code.index("unload_lora")
+        < code.index('weights("pipe')
+    )
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(tmp_path / "second" / "pipeline")
+    numbers = model.prompts.numbers([PROMPT, PROMPT])
+    latents = generate(finished.pipeline.velocity(), NOISE, {"prompt": numbers}, time_grid(4, 3.0))
+    expected = torch.stack(Decoder(model.family, pipeline.vae)(latents, {}))
+    torch.testing.assert_close(stock_images(pipeline), expected, rtol=0, atol=1e-4)
+    assert find_base(str(home / "base"), fused=[str(first)]).fingerprint("transformer")[:-1] == find_base(
+        str(home / "base")
+    ).fingerprint("transformer")
+
+
+def test_what_cannot_be_a_part_of_the_base(home, tmp_path):
+    """A folder without an adapter, a name that is nowhere, and an adapter that changes what reads the prompts."""
+    with pytest.raises(ValueError, match=r"no adapter in .*images: it must hold pytorch_lora"):
+        find_base(str(home / "base"), fused=[str(home / "images")])
+    with pytest.raises(ValueError, match="'no/where' is no folder here"):
+        find_base(str(home / "base"), fused=["no/where"])
+    save_file({"text_encoder.x.lora_A.weight": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match=r"changes a text encoder too .*leave it out"):
+        find_base(str(home / "base"), fused=[str(tmp_path)])
 
 
 def test_base_and_adapter_travel_over_the_hub(hub, home, tmp_path):

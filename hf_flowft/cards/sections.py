@@ -49,7 +49,7 @@ def _start(results: dict[str, Any]) -> str:
     if base["relation"] == "adapter" and drawn.get("adapter") in (True, "lora"):
         return f"an adapter (LoRA) for {link}, trained with {title} on"
     if base["relation"] == "adapter":
-        return f"a residual on the frozen {link}, which is loaded with it, trained with {title} on"
+        return f"a residual on the frozen {link}{'' if drawn else ', which is loaded with it'}, trained with {title} on"
     return f"fine-tuned from {link} with {title} on"
 
 

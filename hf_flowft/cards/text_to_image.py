@@ -24,6 +24,9 @@ ADDED = {
     ),
 }
 
+FUSED = ('pipeline.load_lora_weights("{source}")', "pipeline.fuse_lora()", "pipeline.unload_lora_weights()")
+"""How an adapter becomes a part of the base, as in training."""
+
 
 def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -> str:
     """A section of code that draws an image.
@@ -47,6 +50,7 @@ def image_usage(source: str, drawn: dict[str, Any], base: str, num_steps: int) -
         *added.imports,
         "",
         f'pipeline = {name}.from_pretrained("{whole}", torch_dtype=torch.bfloat16).to("cuda")',
+        *(line.format(source=other) for other in drawn.get("fused", ()) for line in FUSED),
         *(line.format(source=source) for line in added.lines),
         *scheduler,
         f"steps = {num_steps}",

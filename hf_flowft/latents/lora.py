@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import nn
 
 from ..randomness import keyed_seed
-from ..repository import one_line
+from ..repository import hub_problem, one_line, shown, tensor_shapes
 
 ADAPTER = "default"
 """What is trained."""
@@ -60,6 +61,44 @@ def continue_lora(pipeline_class: Any, transformer: Any, start: str) -> None:
     except Exception as error:  # diffusers, peft and the Hub's client raise their own
         raise ValueError(f"cannot go on from the adapter {start}: {one_line(error, 300)}") from error
     _in_float32(transformer)
+
+
+def find_lora(path: str) -> Path:
+    """The file of an adapter in a folder or a repository.
+
+    Raises: ValueError when there is none, or it changes what reads the prompts too, which are encoded without it.
+    """
+    if Path(path).is_dir():
+        file = Path(path) / WEIGHTS
+    else:
+        try:
+            file = Path(hf_hub_download(path, WEIGHTS))
+        except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
+            raise ValueError(f"{path!r} is no folder here, and {hub_problem(error, '')}") from error
+    if not file.is_file():
+        raise ValueError(f"there is no adapter in {path}: it must hold {WEIGHTS}.")
+    readers = sorted(name for name in tensor_shapes(file) if name.startswith(("text_encoder", "lora_te")))
+    if readers:
+        raise ValueError(
+            f"the adapter {path} changes a text encoder too ({shown(readers[0])}); prompts are encoded without it, so leave it out."
+        )
+    return file
+
+
+def fuse_lora(pipeline: Any, adapter: str | Path) -> None:
+    """Add an adapter into the weights of a pipeline's transformer.
+
+    Args: `adapter`: a folder or repository that `load_lora_weights` takes.  Raises: ValueError when it is none, or does not fit.
+    """
+    _peft()
+    try:
+        pipeline.load_lora_weights(adapter, weight_name=WEIGHTS, use_safetensors=True)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    except Exception as error:  # diffusers, peft and the Hub's client raise their own
+        raise ValueError(
+            f"cannot merge {adapter} into the {type(pipeline).__name__}: {one_line(error, 300)}"
+        ) from error
 
 
 def _peft() -> Any:

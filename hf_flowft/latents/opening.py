@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from ..repository import hub_problem, one_line, read_json, shown
 from .family import LatentFamily, require_flow
 from .flux import Flux
+from .lora import find_lora, fuse_lora
 from .sana import Sana
 from .sd3 import StableDiffusion3
 
@@ -22,20 +25,27 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class LatentBase:
-    """A text-to-image pipeline of diffusers on this machine: its folder, what is known of its kind, and what it is called."""
+    """A text-to-image pipeline of diffusers on this machine: its folder, what is known of its kind, what it is called, and the files of the
+    adapters that are a part of it."""
 
     folder: Path
     family: LatentFamily
     name: str
+    fused: tuple[Path, ...] = ()
 
     def encoders(self, dtype: torch.dtype = torch.float32) -> Any:
         """The pipeline without its transformer."""
         return self._load(dtype, transformer=None)
 
     def generator(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The pipeline without what reads text.  Raises: ValueError when its scheduler is none of a flow."""
+        """The pipeline without what reads text, its adapters added into its transformer.
+
+        Raises: ValueError when its scheduler is none of a flow, or an adapter does not fit.
+        """
         pipeline = self._load(dtype, **dict.fromkeys(self.family.readers))
         require_flow(pipeline.scheduler, self.name)
+        for adapter in self.fused:
+            fuse_lora(pipeline, adapter.parent)
         return pipeline
 
     def _load(self, dtype: torch.dtype, **without: None) -> Any:
@@ -54,8 +64,10 @@ class LatentBase:
             for path in (self.folder / part).rglob("*")
             if path.is_file()
         )
+        if "transformer" in parts:
+            files += self.fused
         sizes = [(path, path.stat()) for path in files]
-        return [[path.relative_to(self.folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in sizes]
+        return [[os.path.relpath(path, self.folder), stat.st_size, stat.st_mtime_ns] for path, stat in sizes]
 
 
 def family_of(path: str, revision: str = "") -> LatentFamily:
@@ -74,17 +86,18 @@ def family_of(path: str, revision: str = "") -> LatentFamily:
     return FAMILIES[kind]
 
 
-def find_base(path: str, revision: str = "") -> LatentBase:
+def find_base(path: str, revision: str = "", fused: Sequence[str] = ()) -> LatentBase:
     """The pipeline at a folder or in a repository, downloaded where it must be: configurations, tokenizers and safetensors, no code.
 
-    Raises: ValueError when no path is given, nothing is there, or it is a pipeline of another kind.
+    Args: `fused`: folders or repositories of adapters that are a part of it.
+    Raises: ValueError when no path is given, nothing is there, it is a pipeline of another kind, or as `find_lora`.
     """
-    family = family_of(path, revision)
+    family, adapters = family_of(path, revision), tuple(find_lora(adapter) for adapter in fused)
     if Path(path).is_dir():
-        return LatentBase(Path(path), family, Path(path).resolve().name)
+        return LatentBase(Path(path), family, Path(path).resolve().name, adapters)
     try:
         options = {"revision": revision or None, "use_safetensors": True}
-        return LatentBase(Path(family.pipeline_class().download(path, **options)), family, path)
+        return LatentBase(Path(family.pipeline_class().download(path, **options)), family, path, adapters)
     except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
         raise ValueError(f"{path!r}: {hub_problem(error, revision)}") from error
 

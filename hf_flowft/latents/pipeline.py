@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..repository import one_line, read_json, weight_shapes
+from ..repository import read_json, weight_shapes
 from ..velocity import Velocity
-from .lora import WEIGHTS, save_lora
+from .lora import fuse_lora, save_lora
 from .model import LatentFlowModel
 from .opening import INDEX, LatentBase
 
@@ -85,12 +85,7 @@ def merge(adapter: str, base: LatentBase, folder: Path) -> None:
     """
     pipeline = base.generator()
     stored = next(iter(weight_shapes(base.folder / "transformer").values())).dtype
-    try:
-        pipeline.load_lora_weights(adapter, weight_name=WEIGHTS, use_safetensors=True)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
-    except Exception as error:  # diffusers, peft and the Hub's client raise their own
-        raise ValueError(f"cannot merge {adapter} into {base.name}: {one_line(error, 300)}") from error
+    fuse_lora(pipeline, adapter)
     precision = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
     write_whole(base, pipeline.transformer.to(precision), folder)
 

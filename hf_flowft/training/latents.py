@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from ..latents import (
     viscosity_off,
 )
 from ..randomness import keyed_seed
+from ..results import public_name
 from ..schedulers import FlowODEScheduler
 from ..velocity import SharedVelocity
 from .processes import training_device
@@ -51,6 +53,8 @@ class LoRAConfig(Choices):
     start: str = ""
     """An adapter to go on from, a folder or repository (`pipeline/` of an earlier run): it is a part of the base then, and keeps its rank, layers
     and alpha; forgetting is still measured on samples of the pipeline without it. Empty for a fresh one."""
+    fused: list[str] = field(default_factory=list)
+    """Adapters that are a part of the base, folders or repositories: they are added into its frozen weights first. The result is used with them."""
     rank: int = 16
     """Rank of the adapters."""
     alpha: int = 0
@@ -79,7 +83,7 @@ class LoRAConfig(Choices):
         Raises: ValueError for data without captions, a pipeline that is no flow, or layers it does not have.
         """
         dtype = getattr(torch, self.dtype)
-        trainee = latent_trainee(self.path, self.revision, data, self.guidance, dtype, adapter="lora")
+        trainee = latent_trainee(self.path, self.revision, data, self.guidance, dtype, "lora", self.fused)
         transformer, family = trainee.model.transformer, trainee.model.family
         if self.start:
             continue_lora(family.pipeline_class(), transformer, self.start)
@@ -116,12 +120,13 @@ def latent_trainee(
     guidance: float = 3.5,
     dtype: torch.dtype = torch.float32,
     adapter: Adapter = "",
+    fused: Sequence[str] = (),
 ) -> Trainee:
     """A pipeline's transformer as the model, and the data as its latents: first what encodes is in memory, then what is trained.
 
     Raises: ValueError as `find_base`, `LatentBase.generator` and `encode`.
     """
-    base, device = find_base(path, revision), training_device()
+    base, device = find_base(path, revision, fused), training_device()
     encoder = Encoder(base, dtype, device, progress=True)
     latents, table = encode(data, encoder)
     encoder.forget()
@@ -136,6 +141,7 @@ def latent_trainee(
         "pipeline": base.family.pipeline,
         "base": base.name,
         "adapter": adapter,
+        "fused": [public_name(path) for path in fused],
         "prompt": data.facts.get("prompt") or table.prompts[1],
         "trigger": data.facts.get("prompt", ""),
         "size": list(square),
