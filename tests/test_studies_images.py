@@ -44,9 +44,9 @@ def test_strokes_are_thirds_by_ink(generator):
 
 @pytest.mark.slow
 def test_the_study_of_captions_runs_and_goes_on(tmp_path, monkeypatch, capsys):
-    """Base, an adapter, one that goes on from it, and all weights, for two steps each; then all of it is found again."""
+    """Base, an adapter, one that goes on from it, a viscosity, and all weights, for two steps each; then all of it is found again."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    chosen = ("plain", "replay", "replay_self", "full")
+    chosen = ("plain", "replay", "replay_self", "gav", "full")
     monkeypatch.setattr(captions, "ROWS", {name: captions.ROWS[name] for name in chosen})
     captions.main(tmp_path / "study", quick=True)
     table = (tmp_path / "study" / "captions.md").read_text()

@@ -13,6 +13,7 @@ import torch
 from pyarrow.parquet import ParquetFile
 
 from .. import figures
+from ..latents import load_viscosity
 from ..randomness import keyed_generator
 from ..results import environment, read_results, write_json
 from ..tables import markdown_table
@@ -27,6 +28,7 @@ NEW, OLD = 9, range(9)
 SHOTS, HELD_OUT = 48, 480
 STEPS = (1, 2, 4, 8, 28)
 LORA: dict[str, Any] = {"model.name": "lora", "model.rank": 8, "train.learning_rate": 1e-3}
+GAV: dict[str, Any] = {"model.name": "viscosity", "train.learning_rate": 1e-3}
 FULL: dict[str, Any] = {"model.name": "pretrained", "train.learning_rate": 2e-4}
 TARGET: dict[str, Any] = {"objective.name": "gft", "objective.measure": "target"}
 REPLAY: dict[str, Any] = {"objective.name": "gft", "objective.measure": "replay", "objective.replay_samples": 512}
@@ -70,6 +72,8 @@ ROWS = {
     "target_final": Row("GFT, target measure, to tau = 1", LORA | TARGET | {"train.temperature.final_temperature": 1.0}),
     "mle_gft": Row("MLE, best of 16, N = 4, anchored by GFT", LORA | BANK | {"objective.anchor_weight": 1.0}),
     "replay_huber": Row("GFT, replay, then MLE, self, pseudo-Huber", LORA | SELF | {"objective.distance": "huber"}, "replay"),
+    "gav": Row("MLE + GAV (P1), best of 16, N = 4", GAV | BANK),
+    "mlp_residual": Row("MLE + MLP residual, best of 16, N = 4", GAV | BANK | {"model.structure": "mlp"}),
     "full": Row("all weights, plain", FULL),
     "full_replay": Row("all weights, GFT, replay", FULL | REPLAY),
     "full_self": Row("all weights, GFT, replay, then MLE, self", FULL | SELF, "full_replay"),
@@ -235,13 +239,14 @@ def pictures(folder: Path, name: str, prompts: list[str], noise: torch.Tensor, s
     """Images (n, 3, 32, 32) in [0, 1] of a row's first seed, or of the base."""
     from diffusers import StableDiffusion3Pipeline
 
-    is_adapter = bool(name) and ROWS[name].options["model.name"] == "lora"
+    trained = ROWS[name].options["model.name"] if name else ""
     place = folder / f"{name}-0" / "pipeline"
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        folder / "base" / "pipeline" if is_adapter or not name else place
-    )
-    if is_adapter:
+    whole = place if trained == "pretrained" else folder / "base" / "pipeline"
+    pipeline = StableDiffusion3Pipeline.from_pretrained(whole)
+    if trained == "lora":
         pipeline.load_lora_weights(place)
+    if trained == "viscosity":
+        load_viscosity(pipeline, place)
     pipeline.set_progress_bar_config(disable=True)
     options = {"height": SIDE, "width": SIDE, "max_sequence_length": MAX_TOKENS, "guidance_scale": 1.0}
     sigmas = [1 - i / steps for i in range(steps)]  # the grid of the table
