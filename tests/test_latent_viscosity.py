@@ -11,7 +11,7 @@ from test_lora import NOISE, PROMPT, cache, home, run, stock, stock_images  # no
 from test_resume import assert_same
 from tiny_latents import PIPELINES, saved, settings
 
-from hf_flowft import load_config, load_viscosity
+from hf_flowft import FlowPipeline, load_config, load_viscosity
 from hf_flowft.cli import main
 from hf_flowft.conventions import time_grid
 from hf_flowft.latents import FAMILIES, Decoder, LatentViscosity, find_base, viscosity_off
@@ -182,6 +182,8 @@ def test_what_does_not_fit_is_refused(home, tmp_path):  # noqa: F811
         LatentViscosity("X", [4, 8, 8], 1)
     viscosity = LatentViscosity("StableDiffusion3Pipeline", [4, 8, 8], 64)
     viscosity.save_pretrained(tmp_path / "viscosity")
+    with pytest.raises(ValueError, match=r"holds a viscosity, no pipeline: .*load_viscosity"):
+        FlowPipeline.from_pretrained(tmp_path / "viscosity")
     with pytest.raises(ValueError, match="belongs to a StableDiffusion3Pipeline, not to a FluxPipeline"):
         load_viscosity(PIPELINES["flux"](), tmp_path / "viscosity")
     pipeline = PIPELINES["sd3"]()

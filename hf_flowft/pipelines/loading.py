@@ -71,11 +71,21 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} holds an adapter (LoRA), no pipeline: load its base in diffusers and call load_lora_weights, or write the two as one with "
             "`hf-flowft export ADAPTER --merge-into BASE`."
         )
+    if not path.is_file() and _class_in(folder) == "LatentViscosity":
+        raise ValueError(
+            f"{folder} holds a viscosity, no pipeline: load its base in diffusers and call hf_flowft.load_viscosity."
+        )
     if not path.is_file():
         raise ValueError(
             f"{folder} holds no pipeline: it has no {INDEX_FILE} (of a run folder, load its `pipeline` folder)."
         )
     return read_json(path)
+
+
+def _class_in(folder: Path) -> str:
+    """The class a model folder says it holds; "" for none."""
+    config = folder / "config.json"
+    return str(read_json(config).get("_class_name", "")) if config.is_file() else ""
 
 
 def write_stub(folder: Path) -> None:
