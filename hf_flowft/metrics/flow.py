@@ -64,7 +64,7 @@ def path_geometry(
         v = torch.stack(
             [evaluate(velocity, state, t, c, batch_size=batch_size) for state, t in zip(x, times, strict=True)]
         )
-        parts.append(_geometry(x.double().flatten(2), v.double().flatten(2)))
+        parts.append(_geometry(x.cpu().double().flatten(2), v.cpu().double().flatten(2)))
     length, displacement, straightness, curvature = (
         _finite(mean) for mean in torch.cat(parts, dim=1).mean(dim=1).tolist()
     )
@@ -226,7 +226,7 @@ def _blocks(x: Tensor, condition: Condition | None, batch_size: int) -> Iterator
 
 
 def _mean_square(error: Tensor) -> float:
-    return _finite(error.double().square().mean().item())
+    return _finite(error.cpu().double().square().mean().item())
 
 
 def _finite(value: float) -> float:

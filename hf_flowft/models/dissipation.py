@@ -105,7 +105,7 @@ class Gradient(Dissipation):
 
     @torch.no_grad()
     def guarantee(self) -> Guarantee:
-        delta, root = float(self.delta), self.gain.double().sqrt()[:, None] * self.weight.double()
+        delta, root = float(self.delta), self.gain.cpu().double().sqrt()[:, None] * self.weight.cpu().double()
         stiffness = delta + float(torch.linalg.matrix_norm(root, 2)) ** 2
         reason = "J is symmetric with eigenvalues in [-stiffness, -rate] at every state."
         return Guarantee("the Euclidean norm", 1.0, 1.0, delta, stiffness, _ratio(2, stiffness), reason)
@@ -146,9 +146,9 @@ class Metric(Gradient):
 
     @torch.no_grad()
     def guarantee(self) -> Guarantee:
-        scale = functional.softplus(self.raw_scale).double()
+        scale = functional.softplus(self.raw_scale).cpu().double()
         condition = float(scale.max() / scale.min())
-        rows = self.rotation(self.gain.sqrt()[:, None] * self.weight, transpose=True).double() * scale.sqrt()
+        rows = self.rotation(self.gain.sqrt()[:, None] * self.weight, transpose=True).cpu().double() * scale.sqrt()
         delta = float(self.delta)
         stiffness = delta + float(torch.linalg.matrix_norm(rows, 2)) ** 2
         reason = "J is similar, by S^1/2, to a symmetric matrix with eigenvalues in [-stiffness, -rate] at every state."
@@ -239,7 +239,7 @@ class Paper(Dissipation):
 
     @torch.no_grad()
     def guarantee(self) -> Guarantee:
-        matrices, weights = self.matrices().double(), self.log_weight.double().exp()
+        matrices, weights = self.matrices().cpu().double(), self.log_weight.cpu().double().exp()
         norms = torch.linalg.matrix_norm(matrices, 2)
         stiffness = float(self.delta) + float((norms * weights.amax(dim=1)).sum())
         reason = (
