@@ -117,6 +117,7 @@ SMALL: dict[str, Any] = {
     "train.lr_warmup_steps": 0,
     "train.checkpoint_every": 0,
     "eval.every": 2,
+    "eval.select_num_steps": [2],
     "eval.max_samples": 8,
     "eval.report_num_steps": [1, 2],
 }
