@@ -186,14 +186,21 @@ def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_adapters_on_a_divided_base(tmp_path, monkeypatch):
-    """The base of a LoRA, divided with its adapters, is still what they switch off: the adapter on disk is that of one process."""
+@pytest.mark.parametrize(
+    ("verb", "method", "model", "file", "moved"),
+    [
+        ("gft", "gft", "lora", "pytorch_lora_weights.safetensors", "lora_B"),
+        ("gav", "mle", "viscosity", "diffusion_pytorch_model.safetensors", "head.output"),
+    ],
+)
+def test_adapters_on_a_divided_base(verb, method, model, file, moved, tmp_path, monkeypatch):
+    """The base of a LoRA, or of a viscosity, divided with it, is still what it is without: what is on disk is that of one process."""
     cache = str(tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path(cache))
     captioned(tmp_path / "images")
     (tmp_path / "prompts.txt").write_text("a white circle\n")
     saved(tmp_path / "base", PIPELINES["sd3"])
-    words = ["finetune", "gft", *settings(tmp_path, "gft")]
+    words = ["finetune", verb, *settings(tmp_path, method, model)]
     assert main([*words, "--output_dir", str(tmp_path / "one")]) == 0
     done = subprocess.run(
         [*TORCHRUN, "-m", "hf_flowft", *words, "--output_dir", str(tmp_path / "two")],
@@ -204,9 +211,9 @@ def test_adapters_on_a_divided_base(tmp_path, monkeypatch):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_file(tmp_path / run / "pipeline" / "pytorch_lora_weights.safetensors") for run in ("one", "two"))
+    one, two = (load_file(tmp_path / run / "pipeline" / file) for run in ("one", "two"))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
-    assert max(weight.abs().max() for name, weight in one.items() if "lora_B" in name) > 1e-2
+    assert max(weight.abs().max() for name, weight in one.items() if moved in name) > 1e-2
 
 
 # What the trainer does not take part in
