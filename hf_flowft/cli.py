@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .cli_policy import add_policy_verbs
+from .cli_sharing import add_sharing_verbs
 
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {"objective": {"name": "fm"}},
@@ -33,6 +34,8 @@ MEMORY = {
 SETTINGS = """Any setting of the run can be given as --section.name value, in the place of the config's, for example
   --data.path my_images --train.num_steps 500 --eval.every 100
 --settings lists them all, with what they mean."""
+STOPPED = 130
+"""The exit code of what was stopped by Ctrl-C or SIGTERM."""
 STUDIES = ("digits", "forgetting", "toy", "shift", "policy", "tasks", "mnist", "captions", "benchmark")
 
 
@@ -48,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        print("hf-flowft: stopped; the same command goes on with what is finished.", file=sys.stderr)
-        return 130
+        more = "; the same command goes on with what is finished" if known.verb in ("study", "demo") else ""
+        print(f"hf-flowft: stopped{more}.", file=sys.stderr)
+        return STOPPED
     except (ImportError, OSError, ValueError) as error:
         return _refused(str(error))
     except RuntimeError as error:
@@ -100,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, default=16, help="solver steps")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", default="samples.png", help=".png for images, .npy for anything")
-    _sharing_verbs(verbs)
+    add_sharing_verbs(verbs, _verb)
     add_policy_verbs(verbs, _verb)
     study = _verb(verbs, "study", "run a study and write its tables and figures", _study)
     study.add_argument("name", choices=STUDIES)
@@ -116,29 +120,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sharing_verbs(verbs: Any) -> None:
-    push = _verb(verbs, "push", "upload a run to the Hub: pipeline, card, results, figures", _push)
-    push.add_argument("run_folder", help="the folder of a finished run (or of a Space, with --space)")
-    push.add_argument("--repo", required=True, help="user/name on the Hub")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--revision", help="the branch to push to; made where there is none")
-    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    push.add_argument(
-        "--base", default="", help="user/name[@revision] that holds the frozen base: push the residual alone"
-    )
-    push.add_argument("--space", action="store_true", help="upload a page made by `space` instead")
-    export = _verb(verbs, "export", "write a pipeline, whole, to a folder", _export)
-    export.add_argument("pipeline", help="a pipeline folder or a repository on the Hub")
-    export.add_argument("--out", required=True, help="an empty or new folder")
-    export.add_argument(
-        "--stock", action="store_true", help="as diffusers' own pipeline, loadable without this package"
-    )
-    export.add_argument("--merge-into", default="", help="of an adapter: the text-to-image pipeline it belongs to")
-    space = _verb(verbs, "space", "write a Gradio page that shows a run", _space)
-    space.add_argument("run_folder", help="the folder of a finished run")
-    space.add_argument("--out", required=True, help="an empty or new folder")
-
-
 def _verb(verbs: Any, name: str, text: str, run: Any, takes_settings: bool = False) -> argparse.ArgumentParser:
     more = {"epilog": SETTINGS, "formatter_class": argparse.RawDescriptionHelpFormatter} if takes_settings else {}
     parser = verbs.add_parser(name, help=text, description=text, **more)
@@ -146,24 +127,24 @@ def _verb(verbs: Any, name: str, text: str, run: Any, takes_settings: bool = Fal
     return parser
 
 
-def _pretrain(options: argparse.Namespace, settings: list[str]) -> None:
-    _train(options, settings, {}, {"objective": {"name": "fm"}})
+def _pretrain(options: argparse.Namespace, settings: list[str]) -> int:
+    return _train(options, settings, {}, {"objective": {"name": "fm"}})
 
 
-def _finetune(options: argparse.Namespace, settings: list[str]) -> None:
-    _train(options, settings, {"model": {"name": "pretrained"}, **METHODS[options.method]})
+def _finetune(options: argparse.Namespace, settings: list[str]) -> int:
+    return _train(options, settings, {"model": {"name": "pretrained"}, **METHODS[options.method]})
 
 
 def _train(
     options: argparse.Namespace, settings: list[str], fixed: dict[str, Any], defaults: dict[str, Any] | None = None
-) -> None:
+) -> int:
     from .training.config import load_config, print_settings
     from .training.run import Run
     from .training.step import NonFiniteLossError
 
     if options.settings:
         print_settings()
-        return
+        return 0
     config = load_config(options.config, settings, {**fixed, **(defaults or {})})
     plain = config.as_dict()
     for section, values in fixed.items():
@@ -175,13 +156,14 @@ def _train(
         from .training.plan import plan as make_plan
 
         print(make_plan(config, options.tflops))
-        return
+        return 0
     try:
         result = Run(config).execute()
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
     if result.results:
         print(f"Written to {result.folder}: pipeline, results.json, README.md, figures.")
+    return STOPPED if result.stopped else 0
 
 
 def _evaluate(options: argparse.Namespace, settings: list[str]) -> None:
@@ -207,7 +189,7 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
     import torch
 
     from .figures import image_rows
-    from .pipelines import FlowPipeline
+    from .pipelines import FlowPipeline, FlowPolicyPipeline
     from .training.processes import training_device
 
     pipeline = FlowPipeline.from_pretrained(options.pipeline).to(training_device())
@@ -217,6 +199,8 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
         raise ValueError(f"--out must end in .png (images) or .npy (anything), got {options.out!r}.")
     if is_png and not pipeline.description.get("is_image"):
         raise ValueError("the samples of this pipeline are not images: give --out a name that ends in .npy.")
+    if isinstance(pipeline, FlowPolicyPipeline):
+        raise ValueError("a policy acts under observations: run it with `hf-flowft rollout`.")
     generator = torch.Generator().manual_seed(options.seed)
     call = {"class_labels": options.labels} if options.labels else {"batch_size": options.num}
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -233,48 +217,6 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
     else:
         np.save(options.out, samples.numpy())
     print(f"{len(samples)} samples written to {options.out}.")
-
-
-def _push(options: argparse.Namespace, settings: list[str]) -> None:
-    from .hub import push_run, push_space
-
-    target = {"private": options.private or None, "revision": options.revision, "create_pr": options.create_pr}
-    if options.space:
-        print(push_space(Path(options.run_folder), options.repo, **target))
-    else:
-        print(push_run(Path(options.run_folder), options.repo, base=options.base, **target))
-
-
-def _export(options: argparse.Namespace, settings: list[str]) -> None:
-    from .latents import find_base, merge
-    from .pipelines import FlowPipeline
-    from .pipelines.stock import to_stock
-
-    out = empty_folder(options.out)
-    if options.merge_into:
-        merge(options.pipeline, find_base(options.merge_into), out)
-    else:
-        pipeline = FlowPipeline.from_pretrained(options.pipeline)
-        (to_stock(pipeline) if options.stock else pipeline).save_pretrained(out)
-    print(f"Written to {out}.")
-
-
-def _space(options: argparse.Namespace, settings: list[str]) -> None:
-    from .space import write_space
-
-    out = empty_folder(options.out)
-    write_space(Path(options.run_folder), out)
-    print(
-        f"Written to {out}: run it with `python {out}/app.py`, share it with `hf-flowft push {out} --space --repo USER/NAME`."
-    )
-
-
-def empty_folder(name: str) -> Path:
-    """A folder to write to.  Raises: ValueError when it holds something."""
-    folder = Path(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: choose another --out, or delete it.")
-    return folder
 
 
 def _study(options: argparse.Namespace, settings: list[str]) -> None:

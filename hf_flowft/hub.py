@@ -18,8 +18,9 @@ from .models.saved import load_model, weights_digest
 from .repository import hub_problem, read_json, resolve_folder
 from .results import published, read_results, write_json
 
-REPLACED = ["model/*", "transformer/*", "scheduler/*", "figures/*", "conditions.safetensors"]
-REPLACED += ["pytorch_lora_weights.safetensors"]
+REPLACED = [f"{part}/*" for part in ("model", "transformer", "scheduler", "vae", "figures")]
+REPLACED += ["text_encoder*/*", "tokenizer*/*", "model_index.json", "conditions.safetensors"]
+REPLACED += ["pytorch_lora_weights.safetensors", "config.json", "diffusion_pytorch_model.safetensors"]
 """What an earlier push may have left that this one no longer has."""
 
 

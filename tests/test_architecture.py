@@ -39,7 +39,7 @@ LAYERS = {
         "environments",
     },
     3: {"training", "studies"},
-    4: {"cli", "cli_policy", "__main__"},
+    4: {"cli", "cli_policy", "cli_sharing", "__main__"},
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 ON_DEMAND = {"matplotlib", "peft", "transformers", "gymnasium"}

@@ -11,17 +11,23 @@ from test_lora import NOISE, PROMPT, cache, home, run, stock, stock_images  # no
 from test_resume import assert_same
 from tiny_latents import PIPELINES, saved, settings
 
-from hf_flowft import FlowPipeline, load_config, load_viscosity
+from hf_flowft import FlowMatchingObjective, FlowPipeline, load_config, load_viscosity
 from hf_flowft.cli import main
 from hf_flowft.conventions import time_grid
 from hf_flowft.latents import FAMILIES, Decoder, LatentViscosity, find_base, viscosity_off
 from hf_flowft.latents.viscosity import add_fresh_viscosity
 from hf_flowft.sampling import generate
 from hf_flowft.training.plan import plan
-from hf_flowft.velocity import SharedVelocity
+from hf_flowft.training.step import TrainStep
+from hf_flowft.velocity import SharedVelocity, Velocity
 
 EVERY = pytest.mark.parametrize("name", sorted(PIPELINES))
 SHAPES = {"sd3": (4, 8, 8), "flux": (4, 8, 8), "sana": (4, 16, 16)}
+
+
+def changing(model):
+    """What training changes of a model, by name."""
+    return TrainStep(Velocity(model), FlowMatchingObjective()).changing()
 
 
 def asked(name, **options):
@@ -52,6 +58,14 @@ def test_it_starts_as_the_base_and_can_be_switched_off(name, structure):
     with pytest.raises(KeyboardInterrupt), viscosity_off(transformer):
         raise KeyboardInterrupt
     assert not torch.equal(family.output(transformer, *given), base)
+
+
+def test_only_the_viscosity_is_kept_and_compared(home, tmp_path):  # noqa: F811
+    """Of what training changes nothing is the transformer's: no weight, and no table of positions."""
+    model = run(home, tmp_path / "run", "mle", model="viscosity").trainee.model
+    assert "transformer.pos_embed.pos_embed" in dict(model.named_buffers())
+    assert all(name.startswith("velocity.model.transformer.viscosity.") for name in changing(model))
+    assert changing(model)
 
 
 @EVERY

@@ -25,7 +25,7 @@ from hf_flowft import (
     TrainConfig,
     load_config,
 )
-from hf_flowft.cli import main
+from hf_flowft.cli import STOPPED, main
 from hf_flowft.training import NonFiniteLossError, resume
 from hf_flowft.training.batches import LoaderRows
 from hf_flowft.training.checkpoint import checkpoint_path, list_checkpoints, load_tensors, read_state
@@ -317,7 +317,7 @@ def test_sigterm_writes_a_checkpoint_that_goes_on(tmp_path, capsys):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == STOPPED, output
     assert "resume_from_checkpoint latest" in output
     (stopped,) = list_checkpoints(folder)
     steps = int(stopped.name.removeprefix("checkpoint-")) + 5

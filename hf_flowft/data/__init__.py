@@ -21,6 +21,12 @@ DATA: dict[str, tuple[type, Callable[[Any], FlowData]]] = {
     "captioned": (CaptionedConfig, load_captioned),
 }
 
+
+def load_data(config: Any) -> FlowData:
+    """The data that the section `data` of a run's settings names."""
+    return next(load for kind, load in DATA.values() if kind is type(config))(config)
+
+
 __all__ = [
     "DATA",
     "CaptionedConfig",
@@ -33,6 +39,7 @@ __all__ = [
     "VectorsConfig",
     "from_tensors",
     "load_captioned",
+    "load_data",
     "load_digits",
     "load_images",
     "load_robot",

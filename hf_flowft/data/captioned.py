@@ -49,6 +49,8 @@ class CaptionedConfig(ImagesConfig):
             raise ValueError("captioned data are encoded once and kept: set data.streaming to false.")
         if self.bucket_step:
             buckets_of(self.resolution, self.bucket_step)
+        if self.base_samples < 0:
+            raise ValueError(f"data.base_samples must be >= 0, got {self.base_samples}.")
         if self.channels != 3:
             raise ValueError(f"text-to-image models make colour images: data.channels must be 3, got {self.channels}.")
 

@@ -31,8 +31,8 @@ class FlowData:
     argument too: what makes of an array of a column's values, such as row numbers (rows, n), the condition itself (rows, n, ...); for what is too
     large to be stored once a row. `caption_column`: texts for models that read them, `prompts`: what the numbers in the condition `prompt` mean
     once they have been read, `base_prompts`: those by which the base is to be
-    kept, `base_samples`: on how many of its samples that is measured, and `base_pipeline`: of which base, "" for the one that is trained. `pictured`: conditions that pictures show, in the place of those of the
-    first rows; `to_images`: what makes images in [0, 1] of samples that are none themselves (latents), in model units, and of their conditions.
+    kept, `base_samples`: on how many of its samples that is measured, and `base_pipeline`: of which base, "" for the one that is trained, with the
+    adapters `base_fused` added to it. `pictured`: conditions that pictures show, in the place of those of the first rows; `to_images`: what makes images in [0, 1] of samples that are none themselves (latents), in model units, and of their conditions.
     `buckets`: what the numbers in the condition `size` mean, for images of several sizes. `facts` (source, revision,
     licence ...) go to results and card. With a `stream`, training reads from there, and the split `train` is a sample of it: for statistics, labels
     and banks of pairs.
@@ -54,6 +54,7 @@ class FlowData:
     base_prompts: list[str] = field(default_factory=list)
     base_samples: int = 0
     base_pipeline: str = ""
+    base_fused: list[str] = field(default_factory=list)
     pictured: dict[str, Tensor] = field(default_factory=dict)
     to_images: Callable[[Tensor, Mapping[str, Tensor]], list[Tensor]] | None = None
     buckets: Buckets | None = None

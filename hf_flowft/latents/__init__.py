@@ -6,7 +6,7 @@ from .lora import adapters_off, add_lora, continue_lora, start_adapter
 from .model import LatentFlowModel
 from .opening import FAMILIES, LatentBase, find_base
 from .own import deal_prompts, keep_samples, own_samples
-from .pipeline import Adapter, LatentPipeline, merge
+from .pipeline import Adapter, LatentPipeline, merge, require_fused
 from .prompts import NOTHING, PromptTable
 from .viscosity import LatentViscosity, add_fresh_viscosity, load_viscosity, viscosity_off
 
@@ -33,6 +33,7 @@ __all__ = [
     "load_viscosity",
     "merge",
     "own_samples",
+    "require_fused",
     "sizes_like",
     "start_adapter",
     "viscosity_off",

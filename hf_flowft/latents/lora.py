@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +10,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..randomness import keyed_seed
 from ..repository import hub_problem, one_line, shown, tensor_shapes
+from .model import freeze
 
 ADAPTER = "default"
 """What is trained."""
 START = "start"
 """The frozen copy of an adapter that a run goes on from."""
 WEIGHTS = "pytorch_lora_weights.safetensors"
+BESIDE = "fused_adapters"
+"""Where the file of an adapter names those that were a part of its base."""
 
 
 def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float, seed: int) -> None:
@@ -28,7 +34,7 @@ def add_lora(transformer: Any, targets: Sequence[str], rank: int, alpha: int, dr
     Raises: ValueError when no layer has such a name, or peft is not there.
     """
     LoraConfig = _peft().LoraConfig
-    _freeze(transformer)
+    freeze(transformer)
     options: dict[str, Any] = {"lora_alpha": alpha, "lora_dropout": dropout, "init_lora_weights": "gaussian"}
     config = LoraConfig(r=rank, target_modules=list(targets), **options)
     with torch.random.fork_rng(devices=[]):
@@ -49,8 +55,8 @@ def continue_lora(pipeline_class: Any, transformer: Any, start: str) -> None:
 
     Args: `start`: a folder or repository with weights that `pipeline.load_lora_weights` takes.  Raises: ValueError when there are none.
     """
-    _peft()
-    _freeze(transformer)
+    peft = _peft()
+    freeze(transformer)
     try:
         weights, settings = pipeline_class.lora_state_dict(
             start, return_lora_metadata=True, use_safetensors=True, weight_name=WEIGHTS
@@ -58,9 +64,12 @@ def continue_lora(pipeline_class: Any, transformer: Any, start: str) -> None:
         for name in (START, ADAPTER):
             pipeline_class.load_lora_into_transformer(dict(weights), transformer, adapter_name=name, metadata=settings)
         transformer.set_adapter(ADAPTER)
+        _in_float32(transformer)
+        own = {key.removeprefix("transformer."): x for key, x in weights.items()}
+        for name in (START, ADAPTER):  # again: until here they have been in the precision of the frozen weights
+            peft.set_peft_model_state_dict(transformer, own, adapter_name=name)
     except Exception as error:  # diffusers, peft and the Hub's client raise their own
         raise ValueError(f"cannot go on from the adapter {start}: {one_line(error, 300)}") from error
-    _in_float32(transformer)
 
 
 def find_lora(path: str) -> Path:
@@ -109,14 +118,6 @@ def _peft() -> Any:
     return peft
 
 
-def _freeze(transformer: Any) -> None:
-    """No weight is trained, and no table of constants (positions: up to a gigabyte) is a part of the state that is kept and compared."""
-    transformer.requires_grad_(False)
-    for module in transformer.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module.register_buffer(name, buffer, persistent=False)
-
-
 def _in_float32(transformer: Any) -> None:
     for name, parameter in transformer.named_parameters():
         if "lora_" in name:
@@ -146,11 +147,27 @@ def start_adapter(transformer: Any) -> Iterator[None]:
         transformer.set_adapter(ADAPTER)
 
 
-def save_lora(pipeline_class: Any, transformer: Any, folder: Path) -> None:
-    """Write the adapter as `pipeline.load_lora_weights(folder)` of diffusers reads it, with its settings in the file."""
+def save_lora(pipeline_class: Any, transformer: Any, folder: Path, fused: Sequence[str] = ()) -> None:
+    """Write the adapter as `pipeline.load_lora_weights(folder)` of diffusers reads it, with its settings in the file.
+
+    Args: `fused`: names of the adapters that were a part of its base; see `trained_beside`.
+    """
     from peft.utils import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
     settings = transformer.peft_config[ADAPTER].to_dict()
     kept = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     pipeline_class.save_lora_weights(folder, transformer_lora_layers=kept, transformer_lora_adapter_metadata=settings)
+    if fused:
+        file = folder / WEIGHTS
+        save_file(load_file(file), file, {**_metadata(file), BESIDE: json.dumps(list(fused))})
+
+
+def trained_beside(file: Path) -> list[str]:
+    """Names of the adapters that were a part of the base of the one in `file`, as that says itself."""
+    return json.loads(_metadata(file).get(BESIDE, "[]"))
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}

@@ -19,6 +19,14 @@ SMALLEST_SIGMA = 1e-3
 """Of the velocity of the padding, which is 0 / 0 at the end."""
 
 
+def freeze(transformer: Any) -> None:
+    """No weight is trained, and no table of constants (positions: up to a gigabyte) is a part of the state that is kept and compared."""
+    transformer.requires_grad_(False)
+    for module in transformer.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer, persistent=False)
+
+
 class LatentFlowModel(ModelMixin, ConfigMixin, Sized):
     """The transformer of a pipeline under diffusers' convention for flow models, its conditions a number each.
 

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from ..repository import hub_problem, one_line, read_json, shown
+from ..results import public_name
 from .family import LatentFamily, require_flow
 from .flux import Flux
 from .lora import find_lora, fuse_lora
@@ -25,13 +26,14 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class LatentBase:
-    """A text-to-image pipeline of diffusers on this machine: its folder, what is known of its kind, what it is called, and the files of the
-    adapters that are a part of it."""
+    """A text-to-image pipeline of diffusers on this machine: its folder, what is known of its kind, what it is called, and the adapters that are
+    a part of it, by their files and names."""
 
     folder: Path
     family: LatentFamily
     name: str
     fused: tuple[Path, ...] = ()
+    fused_names: tuple[str, ...] = ()
 
     def encoders(self, dtype: torch.dtype = torch.float32) -> Any:
         """The pipeline without its transformer."""
@@ -92,12 +94,13 @@ def find_base(path: str, revision: str = "", fused: Sequence[str] = ()) -> Laten
     Args: `fused`: folders or repositories of adapters that are a part of it.
     Raises: ValueError when no path is given, nothing is there, it is a pipeline of another kind, or as `find_lora`.
     """
-    family, adapters = family_of(path, revision), tuple(find_lora(adapter) for adapter in fused)
+    family = family_of(path, revision)
+    adapters = tuple(find_lora(adapter) for adapter in fused), tuple(public_name(adapter) for adapter in fused)
     if Path(path).is_dir():
-        return LatentBase(Path(path), family, Path(path).resolve().name, adapters)
+        return LatentBase(Path(path), family, Path(path).resolve().name, *adapters)
     try:
         options = {"revision": revision or None, "use_safetensors": True}
-        return LatentBase(Path(family.pipeline_class().download(path, **options)), family, path, adapters)
+        return LatentBase(Path(family.pipeline_class().download(path, **options)), family, path, *adapters)
     except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
         raise ValueError(f"{path!r}: {hub_problem(error, revision)}") from error
 

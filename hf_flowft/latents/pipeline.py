@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..repository import read_json, weight_shapes
 from ..velocity import Velocity
-from .lora import fuse_lora, save_lora
+from .lora import find_lora, fuse_lora, save_lora, trained_beside
 from .model import LatentFlowModel
 from .opening import INDEX, LatentBase
 
@@ -63,7 +63,7 @@ class LatentPipeline:
             return
         if self.adapter == "lora":
             Path(folder).mkdir(parents=True, exist_ok=True)
-            save_lora(self.base.family.pipeline_class(), self.model.transformer, Path(folder))
+            save_lora(self.base.family.pipeline_class(), self.model.transformer, Path(folder), self.base.fused_names)
             return
         write_whole(self.base, self.model.transformer, Path(folder))
 
@@ -83,11 +83,22 @@ def merge(adapter: str, base: LatentBase, folder: Path) -> None:
 
     Args: `adapter`: a folder or repository that `load_lora_weights` takes.  Raises: ValueError when it is none, or does not fit.
     """
+    require_fused(adapter, base)
     pipeline = base.generator()
     stored = next(iter(weight_shapes(base.folder / "transformer").values())).dtype
     fuse_lora(pipeline, adapter)
     precision = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
     write_whole(base, pipeline.transformer.to(precision), folder)
+
+
+def require_fused(adapter: str, base: LatentBase) -> None:
+    """Raises: ValueError when an adapter was trained beside others that were a part of its base, and are none of this one; or as `find_lora`."""
+    told = trained_beside(find_lora(adapter))
+    if len(base.fused) < len(told):
+        raise ValueError(
+            f"the adapter {adapter} was trained on a base with {', '.join(told)} added to it, and is of use with that alone: name it too, as "
+            "model.fused (in `export`: --fused)."
+        )
 
 
 def _no_code(where: str, names: list[str]) -> list[str]:

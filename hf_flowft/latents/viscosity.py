@@ -16,6 +16,7 @@ from ..conventions import output_from_velocity
 from ..models.residual import ViscousResidual
 from ..models.saved import SafeModelMixin
 from .family import LatentFamily
+from .model import freeze
 from .opening import FAMILIES
 
 
@@ -72,7 +73,7 @@ def add_fresh_viscosity(transformer: Any, family: LatentFamily, latent_shape: tu
     Args: `latent_shape`: (channels, height, width); `options`: those of `LatentViscosity` that are chosen.
     Raises: ValueError for options that do not exist or do not go together.
     """
-    transformer.requires_grad_(False)
+    freeze(transformer)
     size = family.text_vector(family.text_like(transformer.config)).shape[1]
     viscosity = LatentViscosity(family.pipeline, list(family.taken_shape(latent_shape)), size, **options)
     add_viscosity(transformer, viscosity.to(transformer.device))

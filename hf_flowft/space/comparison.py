@@ -16,7 +16,7 @@ from ..conventions import time_grid
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_generator
 from ..results import read_results
-from ..solvers import ADAPTIVE_METHODS, TABLEAUX, Field, Solution, integrate, integrate_adaptive
+from ..solvers import ADAPTIVE_METHODS, TABLEAUX, Field, Solution, UnsolvableError, integrate, integrate_adaptive
 
 ADAPTIVE = "dopri5"
 SOLVERS = (*TABLEAUX, ADAPTIVE)
@@ -108,8 +108,8 @@ class Comparison:
         for name, pipeline in self.models.items():
             try:
                 drawings[name] = self._draw(pipeline, x_0, given, steps, solver)
-            except AssertionError as error:  # torchdiffeq's way to say that no step is small enough
-                raise ValueError(f"The {name} cannot be solved with {solver}: {error}.") from error
+            except UnsolvableError as error:
+                raise ValueError(f"The {name} cannot be solved: {error}") from error
             if not bool(drawings[name].samples.isfinite().all()):
                 raise ValueError(f"The {name} ran off to infinity with {solver} and {steps} steps: choose more steps.")
         return drawings

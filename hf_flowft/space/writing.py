@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from ..cards.merge import assemble
-from ..data import DATA
+from ..data import ToyConfig, load_toy
 from ..pipelines import FlowPipeline
 from ..results import published, read_results, write_json
 from .comparison import DATA_FILE
@@ -77,6 +77,8 @@ def write_space(run_folder: Path, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another, or delete it.")
     result = FlowPipeline.from_pretrained(run_folder / "pipeline")
+    if result.predicts != "velocity":
+        raise ValueError(f"the page draws flows, but the model of this run predicts the {result.predicts}.")
     base = _load_base(run_folder, results, config)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -133,8 +135,7 @@ def _write_cloud(path: Path, config: dict[str, Any], result: FlowPipeline) -> No
     options = dict(config["data"])
     if options.pop("name") != "toy" or result.event_shape != (2,):
         return
-    kind, load = DATA["toy"]
-    data = load(kind(**options))
+    data = load_toy(ToyConfig(**options))
     points = data.normalisation.undo(data.rows("test").x_1)
     np.save(path, points[:CLOUD_SIZE].numpy())
 

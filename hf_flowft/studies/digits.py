@@ -11,13 +11,14 @@ import torch
 from .. import figures
 from ..batch import Batch
 from ..cards import write_card
+from ..data import load_data
 from ..pipelines import FlowPipeline
 from ..randomness import keyed_generator
 from ..results import RESULTS_VERSION, add_baselines, environment, write_json
 from ..tables import markdown_table, number
 from ..training.config import RunConfig
 from ..training.pictures import pictured
-from ..training.run import RunResult, load_data
+from ..training.run import RunResult
 from ..training.samplers import Sampler
 from .common import run_or_reuse, study_config
 
@@ -126,7 +127,7 @@ def comparison_table(results: dict[str, Any]) -> str:
 
 def draw(folder: Path, base: RunResult, runs: dict[str, RunResult], config: RunConfig) -> None:
     """The pictures of the study; `config` names data with the old and the new digits, so that all ten are drawn."""
-    data = load_data(config)
+    data = load_data(config.data)
     batch = pictured(data, config.seed)
 
     def samples(pipeline: FlowPipeline, shown: Batch, num_steps: int) -> torch.Tensor:

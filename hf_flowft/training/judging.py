@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..couplings import may_be_independent
-from ..data import FlowData
+from ..data import FlowData, load_data
 from ..latents import LatentViscosity
 from ..latents.opening import family_of
 from ..objectives import ReconstructionConfig
@@ -20,7 +20,6 @@ from .models import PretrainedConfig, ViscosityConfig
 from .processes import training_device
 from .report import report
 from .rollouts import Rollouts
-from .run import load_data
 
 
 def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -29,7 +28,7 @@ def judge(path: str, config: RunConfig) -> dict[str, dict[str, Any]]:
     Of captioned data `path` is a pipeline of diffusers, or an adapter or a viscosity of the config's `model.path`.
     Raises: ValueError when there is neither, or it does not fit the data.
     """
-    data = load_data(config)
+    data = load_data(config.data)
     if data.caption_column:
         return _judge_latents(path, config, data)
     pipeline = FlowPipeline.from_pretrained(path).to(training_device())
@@ -49,7 +48,10 @@ def _judge_latents(path: str, config: RunConfig, data: FlowData) -> dict[str, di
         trainee.model.transformer.viscosity = LatentViscosity.from_pretrained(path).to(training_device())
         trainee.reference = None
     else:
-        known = replace(data, base_pipeline=data.base_pipeline or config.model.path)
+        known = data
+        if not data.base_pipeline:
+            fused = config.model.fused if isinstance(config.model, LoRAConfig) else []
+            known = replace(data, base_pipeline=config.model.path, base_fused=fused)
         trainee = PretrainedConfig(path=path).build(known, 0, config.seed)
     velocity = trainee.reference or Velocity(trainee.model)
     return report(_evaluator(trainee.data, config, trainee.base.shift), velocity)

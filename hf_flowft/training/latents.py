@@ -28,12 +28,12 @@ from ..latents import (
     find_base,
     keep_samples,
     own_samples,
+    require_fused,
     sizes_like,
     start_adapter,
     viscosity_off,
 )
 from ..randomness import keyed_seed
-from ..results import public_name
 from ..schedulers import FlowODEScheduler
 from ..velocity import SharedVelocity
 from .processes import training_device
@@ -72,6 +72,8 @@ class LoRAConfig(Choices):
         super().__post_init__()
         if self.rank < 1:
             raise ValueError(f"model.rank must be at least 1, got {self.rank}.")
+        if self.start and self.dropout:
+            raise ValueError(f"an adapter that is gone on from has no dropout: leave out model.dropout {self.dropout}.")
         if not (self.alpha >= 0 and 0 <= self.dropout < 1):
             raise ValueError(
                 f"model.alpha must be >= 0 and model.dropout in [0, 1), got {self.alpha} and {self.dropout}."
@@ -86,6 +88,7 @@ class LoRAConfig(Choices):
         trainee = latent_trainee(self.path, self.revision, data, self.guidance, dtype, "lora", self.fused)
         transformer, family = trainee.model.transformer, trainee.model.family
         if self.start:
+            require_fused(self.start, trainee.base.base)
             continue_lora(family.pipeline_class(), transformer, self.start)
         else:
             targets = self.target_modules or family.targets
@@ -141,7 +144,7 @@ def latent_trainee(
         "pipeline": base.family.pipeline,
         "base": base.name,
         "adapter": adapter,
-        "fused": [public_name(path) for path in fused],
+        "fused": list(base.fused_names),
         "prompt": data.facts.get("prompt") or table.prompts[1],
         "trigger": data.facts.get("prompt", ""),
         "size": list(square),
@@ -174,7 +177,7 @@ def _origin(
     """
     if not data.base_pipeline:
         return model, base
-    source = find_base(data.base_pipeline)
+    source = find_base(data.base_pipeline, fused=data.base_fused)
     if source.family is not base.family:
         raise ValueError(
             f"data.base_pipeline {data.base_pipeline} is a {source.family.pipeline}, but {base.name} is a {base.family.pipeline}."

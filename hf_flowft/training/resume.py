@@ -47,6 +47,7 @@ NEWER = {
     "eval.kid": False,
     "eval.clip": "",
     "pairs.cache": "",
+    "model.fused": [],
     "objective.distance": "squared",
     "model.reference_device": "",
     "model.reference_dtype": "float32",

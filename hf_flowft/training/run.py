@@ -13,7 +13,8 @@ from diffusers import ModelMixin
 from ..batch import Batch
 from ..cards import write_card
 from ..conventions import Prediction
-from ..data import DATA, FlowData
+from ..couplings import candidates
+from ..data import load_data
 from ..latents import LatentPipeline
 from ..models.bases import label_rows
 from ..models.observation import IMAGE_PREFIX
@@ -48,11 +49,13 @@ from .trainer import FlowTrainer, TrainResult
 
 @dataclass
 class RunResult:
-    """What a run leaves: the pipeline with the best weights (of a text-to-image model a `LatentPipeline`), everything it measured, and its folder."""
+    """What a run leaves: the pipeline with the best weights (of a text-to-image model a `LatentPipeline`), everything it measured, and its folder; `stopped`:
+    by a signal, with a checkpoint to go on from and without results."""
 
     pipeline: Any
     results: dict[str, Any]
     folder: Path
+    stopped: bool = False
 
 
 class Run:
@@ -64,7 +67,7 @@ class Run:
     def __init__(self, config: RunConfig, callbacks: tuple[Callback, ...] = (), progress: bool = True):
         self.config, self.progress = config, progress
         self.folder = Path(config.output_dir)
-        self.data = load_data(config)
+        self.data = load_data(config.data)
         self.trainee: Trainee = config.model.build(self.data, self.data.num_classes, config.seed)
         self.base = self.trainee.base
         if self.trainee.data is not None:
@@ -118,9 +121,10 @@ class Run:
 
     def _reference(self) -> FrozenVelocity | None:
         """The frozen base: inside of the network where the model keeps it there, otherwise a copy."""
-        if self.base is None or self.trainee.reference is not None:
-            return self.trainee.reference
-        return FrozenVelocity(self.base.model).to(device_of_whole_models())
+        reference = self.trainee.reference
+        if reference is None and self.base is not None:
+            reference = FrozenVelocity(self.base.model)
+        return None if reference is None else reference.to(device_of_whole_models())
 
     @property
     def scheduler(self) -> Any:
@@ -155,7 +159,7 @@ class Run:
         )
 
     def _context(self) -> ObjectiveContext:
-        objective, base = self.config.objective, self.base
+        objective, base, size = self.config.objective, self.base, self.config.train.batch_size
         diagonal = isinstance(objective, ReconstructionConfig) and objective.covariance == "diagonal"
         needed = diagonal or isinstance(objective, NoisePredictionConfig)
         x_1 = self.data.samples("train") if needed else torch.ones(2, 1)
@@ -177,6 +181,7 @@ class Run:
             progress=self.progress,
             batch_size=self.config.eval.batch_size,
             keep=self.trainee.keep,
+            candidates=lambda: candidates(self.data.conditions("train"), len(self.data.splits["train"]), size),
         )
 
     def _rows(self) -> Rows | None:
@@ -226,7 +231,7 @@ class Run:
             raise NonFiniteLossError(f"{error} {self._keep(error.result)}", error.result) from error
         pipeline = self._pipeline(result.model, result.improved)
         if result.stopped or not self.trainer.accelerator.is_main_process:
-            return RunResult(pipeline, {}, self.folder)
+            return RunResult(pipeline, {}, self.folder, result.stopped)
         with appearing(self.folder / "pipeline") as folder:
             pipeline.save_pretrained(folder)
         results = run_results(self, result)
@@ -293,8 +298,3 @@ def _own_conditions(base: Any) -> dict[str, torch.Tensor] | None:
 
 def _cycled(x: torch.Tensor, size: int) -> torch.Tensor:
     return x.repeat(-(-size // len(x)), *[1] * (x.ndim - 1))[:size]
-
-
-def load_data(config: RunConfig) -> FlowData:
-    """The data a run names."""
-    return next(load for kind, load in DATA.values() if kind is type(config.data))(config.data)
