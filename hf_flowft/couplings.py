@@ -225,9 +225,21 @@ def _equal_rows(labels: list[Tensor], size: int) -> list[Tensor]:
     """Index sets of the rows whose labels are all equal; one set of all rows when there are no labels."""
     if not labels:
         return [torch.arange(size)]
-    keys = torch.cat([label.reshape(size, -1).cpu().double() for label in labels], dim=1)
-    group = torch.unique(keys, dim=0, return_inverse=True)[1]
-    return [torch.nonzero(group == g).flatten() for g in range(int(group.max()) + 1)]
+    flat = [label.detach().cpu().reshape(size, -1).contiguous().view(torch.uint8) for label in labels]
+    keys = torch.cat(flat, dim=1).numpy()
+    group = np.unique(keys.view(np.dtype((np.void, keys.shape[1]))).ravel(), return_inverse=True)[1]
+    order = torch.from_numpy(np.argsort(group, kind="stable"))
+    return list(order.split(np.bincount(group).tolist()))
+
+
+def candidates(condition: Condition, size: int, drawn: int | None = None) -> float:
+    """Among how many rows an assignment can choose for a row of data, on average: those with its labels (`auto`), itself included.
+
+    Args: `condition`: tensors of (size, ...); `drawn`: in a batch of so many of these rows; None for all of them.
+    """
+    groups = _equal_rows([c for c in condition.values() if not c.is_floating_point()], size)
+    everywhere = sum(len(rows) ** 2 for rows in groups) / size
+    return everywhere if drawn is None else 1 + (everywhere - 1) * (drawn - 1) / max(size - 1, 1)
 
 
 def may_be_independent(coupling: str) -> bool:

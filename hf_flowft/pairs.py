@@ -22,11 +22,11 @@ from torch import Tensor
 from .batch import Batch
 from .choices import Choices
 from .conventions import time_grid
-from .couplings import conditional_permutation, exact_assignment
+from .couplings import candidates, conditional_permutation, exact_assignment
 from .digests import tensors_digest
 from .sampling import draw_rows, generate
-from .solvers import FixedMethod, uniform_times
-from .velocity import Velocity
+from .solvers import FixedMethod
+from .velocity import SharedVelocity, Velocity
 
 PairsName = Literal["fixed", "ot_output", "inverse", "best_of_k", "self", "sorted", "independent"]
 
@@ -82,6 +82,8 @@ class PairsConfig(Choices):
         return self.name not in ("sorted", "independent")
 
 
+MIN_CANDIDATES = 2
+"""Rows with equal labels, on average, from which on an assignment within them is allowed."""
 CONDITION = "condition."
 """Begins the names of conditions in the file of a bank."""
 
@@ -134,7 +136,9 @@ class PairBuilder:
     def _identity(self, data: Batch, conditions: dict[str, Tensor], generator: torch.Generator) -> str:
         """What a bank is made of, as a digest."""
         drawn = {f"drawn.{key}": x for key, x in conditions.items()}
-        base = {f"base.{key}": x for key, x in self.base.model.state_dict().items()}
+        inside = isinstance(self.base, SharedVelocity)  # of a network with trained parts, which are none of the base
+        trained = {key for key, p in self.base.model.named_parameters() if inside and p.requires_grad}
+        base = {f"base.{key}": x for key, x in self.base.model.state_dict().items() if key not in trained}
         state = {"generator": generator.get_state()}
         network = [type(self.base.model).__name__, str(getattr(self.base.model, "config", ""))]
         settings = [asdict(replace(self.config, cache="")), self.shift, self.base.convention, *network, self.meaning]
@@ -154,8 +158,20 @@ class PairBuilder:
             raise ValueError(
                 f"pairs {self.config.name!r} are made in every batch; banks are {', '.join(builders)} and self."
             )
+        if self.config.name in ("fixed", "ot_output"):
+            self._require_candidates(data)
         repeated = data.map(lambda x: x.repeat(self.config.repeats, *[1] * (x.ndim - 1)))
         return builders[self.config.name](repeated, generator)
+
+    def _require_candidates(self, data: Batch) -> None:
+        """Raises: ValueError when an assignment within equal labels has next to nothing to choose from, so that its pairs are independent."""
+        choice = candidates(data.condition, len(data))
+        if choice < min(MIN_CANDIDATES, len(data)):
+            raise ValueError(
+                f"pairs {self.config.name!r} are assigned within equal conditions, and of these data only {choice:.1f} rows share theirs (prompts, "
+                f"pictures and labels count): noise would be all but independent of the data, and reconstruction collapses to the mean. Use "
+                "pairs.name best_of_k or self."
+            )
 
     def outputs(self, x_0: Tensor, condition: dict[str, Tensor], title: str) -> Tensor:
         """phi(x_0, c): where the frozen base takes the noise."""
@@ -176,7 +192,7 @@ class PairBuilder:
         return replace(data, x_0=x_0[conditional_permutation(exact_assignment, outputs, data.x_1, data.condition)])
 
     def _inverse(self, data: Batch, generator: torch.Generator) -> Batch:
-        times = uniform_times(self.config.num_steps, 1.0, 0.0)
+        times = time_grid(self.config.num_steps, self.shift)[::-1]
         return replace(data, x_0=self._generate(data.x_1, data.condition, times, self.config.solver, "reverse ODE"))
 
     def _best_of_k(self, data: Batch, generator: torch.Generator) -> Batch:

@@ -109,6 +109,10 @@ def integrate(
     return Solution(x, evaluations, torch.stack(states) if trajectory else None)
 
 
+class UnsolvableError(ValueError):
+    """An adaptive solver does not get through a field."""
+
+
 def integrate_adaptive(
     field: Field,
     x: Tensor,
@@ -125,7 +129,7 @@ def integrate_adaptive(
     the model's range.
 
     Args: as `integrate`; `times` says where states are wanted; `rtol`, `atol`: local error tolerances.
-    Raises: ValueError for an unknown method or a tolerance that is not positive.
+    Raises: ValueError for an unknown method or a tolerance that is not positive; UnsolvableError when no step is small enough.
     """
     if method not in ADAPTIVE_METHODS:
         raise ValueError(f"unknown adaptive solver {method!r}; choose one of {', '.join(ADAPTIVE_METHODS)}.")
@@ -143,7 +147,12 @@ def integrate_adaptive(
     grid = torch.tensor(
         list(times), dtype=torch.float32 if x.dtype != torch.float64 else torch.float64, device=x.device
     )
-    states = odeint(counted, x, grid, rtol=rtol, atol=atol, method=method, options={"step_t": grid})
+    try:
+        states = odeint(counted, x, grid, rtol=rtol, atol=atol, method=method, options={"step_t": grid})
+    except AssertionError as error:  # torchdiffeq's way to say that no step is small enough
+        raise UnsolvableError(
+            f"{method} finds no step that is small enough ({error}): the field is not finite, or as good as discontinuous. Fixed steps may do."
+        ) from error
     return Solution(states[-1], evaluations, states if trajectory else None)
 
 

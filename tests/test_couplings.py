@@ -7,16 +7,19 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from hf_flowft import Run, load_config
 from hf_flowft.couplings import (
     COUPLINGS,
     IndependentCoupling,
     OTCoupling,
     Shard,
     SinkhornCoupling,
+    candidates,
     couple,
     exact_assignment,
     round_to_permutation,
 )
+from hf_flowft.objectives import FlowMatchingConfig, ObjectiveContext
 
 
 def draw(n, dimension, generator):
@@ -166,3 +169,38 @@ def test_bad_batches_are_refused():
         OTCoupling("label")(x, x, {"c": torch.zeros(4)})
     with pytest.raises(ValueError, match="regularisation > 0"):
         SinkhornCoupling(regularisation=0.0)
+
+
+def test_among_how_many_rows_an_assignment_chooses(generator):
+    """Rows with equal whole numbers, in every column of them; in a batch as many as are met on average over all batches there can be."""
+    labels, vector = torch.tensor([0, 0, 0, 1, 1, 2]), torch.randn(6, 2, generator=generator)
+    pictures = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+    pictures[0] = 1
+    assert candidates({}, 6) == candidates({"condition": vector}, 6) == 6
+    assert candidates({"class_labels": labels, "condition": vector}, 6) == pytest.approx((9 + 4 + 1) / 6)
+    assert candidates({"class_labels": labels, "images.top": pictures}, 6) == pytest.approx((1 + 4 + 4 + 1) / 6)
+    met = [
+        sum(int(labels[i] == labels[j]) for j in batch) for batch in itertools.combinations(range(6), 4) for i in batch
+    ]
+    assert candidates({"class_labels": labels}, 6, drawn=4) == pytest.approx(sum(met) / len(met))
+
+
+@pytest.mark.parametrize("name", ["ot", "sinkhorn"])
+def test_a_coupling_that_would_change_nothing_is_refused(name):
+    """Where next to no row of a batch shares its labels, an objective asks for another coupling; an independent one it always gets."""
+    context = ObjectiveContext((2,), 10, candidates=lambda: 1.25)
+    with pytest.raises(
+        ValueError, match=rf"the coupling '{name}' .* only 1\.2 rows share theirs .* would change nothing"
+    ):
+        FlowMatchingConfig(coupling=name).build(context)
+    assert FlowMatchingConfig().build(context).coupling.name == "independent"
+    assert FlowMatchingConfig(coupling=name).build(ObjectiveContext((2,), 10)).coupling.name == name
+
+
+def test_a_run_counts_what_its_batches_can_choose_from(tmp_path):
+    """Ten labels in a batch of 16 leave OT two or three rows to choose from; in a batch of 4 next to none."""
+    words = {"data.name": "digits", "data.train_size": 100, "model.name": "mlp", "objective.name": "fm"}
+    words |= {"objective.coupling": "ot", "output_dir": tmp_path / "run"}
+    Run(load_config(None, [f"--{key}={value}" for key, value in {**words, "train.batch_size": 16}.items()]))
+    with pytest.raises(ValueError, match=r"the coupling 'ot' .* only 1\.[0-4] rows .* larger train.batch_size"):
+        Run(load_config(None, [f"--{key}={value}" for key, value in {**words, "train.batch_size": 4}.items()]))

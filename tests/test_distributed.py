@@ -193,8 +193,9 @@ def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
         ("gav", "mle", "viscosity", "diffusion_pytorch_model.safetensors", "head.output"),
     ],
 )
-def test_adapters_on_a_divided_base(verb, method, model, file, moved, tmp_path, monkeypatch):
-    """The base of a LoRA, or of a viscosity, divided with it, is still what it is without: what is on disk is that of one process."""
+@pytest.mark.parametrize("launch", ["ddp", "fsdp"])
+def test_adapters_on_two_processes(launch, verb, method, model, file, moved, tmp_path, monkeypatch):
+    """Whole on each process, or divided with its frozen base, a LoRA or a viscosity ends as on one: what is on disk is the same."""
     cache = str(tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path(cache))
     captioned(tmp_path / "images")
@@ -204,7 +205,7 @@ def test_adapters_on_a_divided_base(verb, method, model, file, moved, tmp_path, 
     assert main([*words, "--output_dir", str(tmp_path / "one")]) == 0
     done = subprocess.run(
         [*TORCHRUN, "-m", "hf_flowft", *words, "--output_dir", str(tmp_path / "two")],
-        env={**ENVIRONMENT, "ACCELERATE_USE_FSDP": "true", "HF_DATASETS_CACHE": cache},
+        env={**ENVIRONMENT, "ACCELERATE_USE_FSDP": str(launch == "fsdp").lower(), "HF_DATASETS_CACHE": cache},
         capture_output=True,
         text=True,
         timeout=180,
@@ -224,15 +225,27 @@ def test_other_engines_are_refused(monkeypatch, name):
     """A launch that asks for one is refused by name, with what to do instead, before anything is built."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(ValueError, match=rf"not written for {name}, .* with FSDP \(configs/accelerate/fsdp.yaml\)"):
-        Processes(TrainConfig(), None)
+        Processes(TrainConfig(), None, torch.nn.Identity())
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
-    assert Processes(TrainConfig(), None).count == 1
+    assert Processes(TrainConfig(), None, torch.nn.Identity()).count == 1
     refuse_engines([])
+
+
+def test_constants_are_not_sent_in_every_step():
+    """DDP sends buffers that a state holds (running statistics), and none where all are constants, which may be a gigabyte."""
+
+    def sent(model):
+        return Processes(TrainConfig(), None, model).accelerator.ddp_handler.broadcast_buffers
+
+    constant = torch.nn.Identity()
+    constant.register_buffer("table", torch.ones(3), persistent=False)
+    assert not sent(constant)
+    assert sent(torch.nn.BatchNorm1d(3))
 
 
 def test_what_is_gathered_travels_on_the_device():
     """Batches wait on the CPU, but NCCL sends from the device only: couplings and numbers go there and come back; one process sends nothing."""
-    processes = Processes(TrainConfig(), None)
+    processes = Processes(TrainConfig(), None, torch.nn.Identity())
     x = torch.ones(2, 3)
     assert processes.shard.gather(x) is x
     sent, answer = [], MagicMock()
@@ -254,7 +267,7 @@ def test_one_process_has_nothing_to_divide(monkeypatch, tmp_path):
     run(tmp_path / "asked", CASES["fm"])
     assert_same(final_state(tmp_path / "plain"), final_state(tmp_path / "asked"))
     with pytest.raises(ValueError, match="fp16 scales gradients, which is not written for FSDP; use bf16"):
-        Processes(TrainConfig(mixed_precision="fp16"), None)
+        Processes(TrainConfig(mixed_precision="fp16"), None, torch.nn.Identity())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("one_gpu", "NO"), ("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])

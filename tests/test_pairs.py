@@ -1,6 +1,7 @@
 """Banks of pairs: each builder keeps its promise, on a base whose flow is known."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import get_args
 
@@ -10,9 +11,10 @@ from closed_forms import GaussianFlow
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from hf_flowft import FlowODEScheduler, FlowPipeline, VelocityMLP
 from hf_flowft.batch import Batch
 from hf_flowft.pairs import PairBuilder, PairsConfig, PairsName
-from hf_flowft.velocity import FrozenVelocity
+from hf_flowft.velocity import FrozenVelocity, SharedVelocity
 
 BANKS = ["fixed", "ot_output", "inverse", "best_of_k", "self"]
 BASE = FrozenVelocity(GaussianFlow(1.0, 0.25))
@@ -100,6 +102,48 @@ def test_inverse_pairs_are_inverted_by_the_base(data, generator):
     torch.testing.assert_close(builder.outputs(bank.x_0, bank.condition, ""), bank.x_1, rtol=0, atol=2e-3)
     expected = (bank.x_1 - 1 - bank.condition["class_labels"][:, None]) / 0.5
     torch.testing.assert_close(bank.x_0, expected, rtol=0, atol=2e-2)
+
+
+def test_inverse_pairs_go_back_on_the_grid_of_the_base(data, generator):
+    """On a shifted grid they are what the pipeline's own encoding finds."""
+    pipeline = FlowPipeline(VelocityMLP([2], hidden_dim=8, num_classes=2), FlowODEScheduler(shift=3.0))
+    torch.nn.init.normal_(pipeline.model.output.weight, generator=generator)
+    builder = PairBuilder(PairsConfig("inverse", num_steps=4, solver="rk4"), FrozenVelocity(pipeline.model), 3.0)
+    bank = builder.build(data, {}, generator)
+    expected = pipeline.encode(data.x_1, data.condition["class_labels"], num_steps=4, solver="rk4")
+    torch.testing.assert_close(bank.x_0, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fixed", "ot_output"])
+def test_pairs_that_would_be_independent_are_refused(name, generator):
+    """An assignment within equal prompts, or pictures, that never repeat leaves the noise as it was drawn; twenty rows of each do not."""
+    x_1 = torch.randn(40, 2, generator=generator)
+    builder = PairBuilder(PairsConfig(name, repeats=4), FrozenVelocity(HalfTurn()))
+    pictures = torch.arange(40 * 4).reshape(40, 1, 2, 2).to(torch.uint8)
+    for alone in ({"class_labels": torch.arange(40)}, {"images.top": pictures, "class_labels": torch.zeros(40).long()}):
+        with pytest.raises(ValueError, match=rf"pairs '{name}' .* only 1\.0 rows share theirs .* best_of_k or self"):
+            builder.build(Batch(x_1, alone), {}, generator)
+    shared = builder.build(Batch(x_1, {"class_labels": torch.arange(40) % 2}), {}, generator)
+    assert len(shared) == 160
+
+
+def test_a_bank_of_a_shared_base_does_not_know_what_is_trained_beside_it(data, tmp_path):
+    """The same base inside of two networks whose own parts differ finds one bank; another base makes another."""
+
+    class Beside(nn.Module):
+        def __init__(self, base, own):
+            super().__init__()
+            self.base = nn.Parameter(torch.full((), base), requires_grad=False)
+            self.own = nn.Parameter(torch.full((), own))
+
+        def forward(self, x, t, class_labels=None):
+            return -self.base * x
+
+    for number, weights in enumerate(((1.0, 2.0), (1.0, 3.0), (2.0, 2.0))):
+        base = SharedVelocity(Beside(*weights), nullcontext)
+        builder = PairBuilder(PairsConfig("self", num_pairs=8, cache=str(tmp_path)), base)
+        builder.build(data, data.condition, torch.Generator().manual_seed(0))
+        assert len(list(tmp_path.iterdir())) == (1, 1, 2)[number]
 
 
 def test_best_of_k_keeps_the_nearest_candidate(data, generator):

@@ -148,21 +148,21 @@ def write_demonstrations(
     """A LeRobotDataset of so many demonstrations of each environment, which are its tasks, in their order.
 
     Args: `folder`: a new one; the rest as for `demonstrate`.  Returns: environment -> attempts.
-    Raises: ValueError for a folder that is there or environments of different rates; the others of `demonstrate` and `write_lerobot`.
+    Raises: ValueError for a folder that is there or environments of different rates or observations; the others of `demonstrate` and `write_lerobot`.
     """
     if Path(folder).exists():
         raise ValueError(f"{folder} is there already: choose another folder, or remove it.")
-    rates = {name: _rate(name) for name in env_names}
+    rates, shapes = {}, {}
+    for name in env_names:
+        environment = make_environment(name)
+        environment.close()
+        rates[name], shapes[name] = environment.fps, environment.observation_shapes
     if len(set(rates.values())) > 1:
         raise ValueError(f"one data set has one rate, but these environments have {rates} frames a second.")
+    if any(observed != shapes[env_names[0]] for observed in shapes.values()):
+        raise ValueError(f"one data set has the same observations everywhere, but these environments have {shapes}.")
     found = {name: demonstrate(name, num_episodes, noise=noise, processes=processes) for name in env_names}
     episodes = [episode.arrays for attempts in found.values() for episode in attempts.episodes]
     tasks = [name for name in found for _ in range(num_episodes)]
     write_lerobot(folder, episodes, fps=rates[env_names[0]], tasks=tasks)
     return {name: attempts.attempts for name, attempts in found.items()}
-
-
-def _rate(env_name: str) -> float:
-    environment = make_environment(env_name)
-    environment.close()
-    return environment.fps

@@ -68,8 +68,8 @@ class VelocityMLP(SafeModelMixin, ConfigMixin):
             raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
         if time not in ("film", "concat"):
             raise ValueError(f"unknown time {time!r}; choose film or concat.")
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}.")
+        if num_layers < 1 or hidden_dim < 1:
+            raise ValueError(f"num_layers and hidden_dim must be at least 1, got {num_layers} and {hidden_dim}.")
         if time == "concat" and num_classes:
             raise ValueError("labels need time='film'; a 'concat' network takes vector conditions only.")
         size = math.prod(event_shape)

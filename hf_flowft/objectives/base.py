@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..conventions import Prediction
-from ..couplings import Shard
+from ..couplings import COUPLINGS, Coupling, Shard
 from ..pairs import PairsConfig
 from ..replay import Keep, made_anew
 from ..times import TemperatureSchedule
@@ -18,6 +20,10 @@ from ..velocity import FrozenVelocity, Velocity
 
 Logs = dict[str, "float | Tensor"]
 """Numbers to log beside the loss; tensors are detached scalars, read only when they are shown."""
+
+
+MIN_CANDIDATES = 1.5
+"""Rows of a batch with equal labels, on average, from which on an assignment within them changes anything worth its name."""
 
 
 class Paper(NamedTuple):
@@ -76,8 +82,8 @@ class ObjectiveContext:
     `reference`: the frozen base, None when training starts from nothing, or from what is no flow (`base_predicts`); `conditions`: rows of the base's
     own conditions, None for what looks at images, which are not kept; `base_coupling`: the coupling it was trained with; `base_scheduler`: its noise schedule, of a base that predicts noise;
     `event_shape`, `num_steps`, `temperature`, `shift`, `seed`: of the run; `variance`: (*event) of the training data, `extent`: their largest
-    magnitude, where an objective needs them; `batch_size`: samples of the base drawn at once, and
-    `keep`: what may hold them for the next run.
+    magnitude, where an objective needs them; `candidates`: counts among how many rows of a batch, on average, an assignment can choose;
+    `batch_size`: samples of the base drawn at once, and `keep`: what may hold them for the next run.
     """
 
     event_shape: tuple[int, ...]
@@ -96,6 +102,17 @@ class ObjectiveContext:
     extent: float = 1.0
     batch_size: int = 1024
     keep: Keep = made_anew
+    candidates: Callable[[], float] = lambda: math.inf
+
+    def coupling(self, name: str) -> Coupling:
+        """The coupling of that name.  Raises: ValueError when labels leave its assignment next to nothing to choose from."""
+        coupling = COUPLINGS[name]()
+        if coupling.expensive and (choice := self.candidates()) < MIN_CANDIDATES:
+            raise ValueError(
+                f"the coupling {name!r} pairs noise and data within equal conditions, and in a batch only {choice:.1f} rows share theirs on average "
+                "(prompts, pictures and labels count): it would change nothing. Use objective.coupling independent, or a larger train.batch_size."
+            )
+        return coupling
 
     def require_reference(self, method: str) -> FrozenVelocity:
         """The frozen base.  Raises: ValueError when the run has none, or one that is no flow."""

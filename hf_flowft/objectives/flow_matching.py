@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..choices import Choices
-from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard, couple, may_be_independent
+from ..couplings import Coupling, IndependentCoupling, Shard, couple, may_be_independent
 from ..paths import LINEAR, Path
 from ..solvers import NoiseSchedule
 from ..times import TimeDensity
@@ -118,7 +118,7 @@ class FlowMatchingConfig(Choices):
     def build(self, context: ObjectiveContext) -> FlowMatchingObjective:
         """The objective."""
         times = self.times.on(context.shift)
-        return FlowMatchingObjective(coupling=COUPLINGS[self.coupling](), times=times, weighting=self.weighting)
+        return FlowMatchingObjective(coupling=context.coupling(self.coupling), times=times, weighting=self.weighting)
 
     def describe(self, context: ObjectiveContext) -> str:
         """Plain regression, and how noise, data and times meet."""

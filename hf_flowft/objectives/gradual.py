@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..choices import Choices
-from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard
+from ..couplings import Coupling, IndependentCoupling, Shard
 from ..paths import LINEAR, Path
 from ..randomness import keyed_generator
 from ..replay import ReplayBank, ReplayStates, build_replay
@@ -156,7 +156,7 @@ class GradualConfig(Choices):
         """The objective; the replay bank is drawn here."""
         reference = context.require_reference("gft")
         times = self.times.on(context.shift)
-        common = {"coupling": COUPLINGS[self.coupling](), "times": times, "weighting": self.weighting}
+        common: dict[str, Any] = {"coupling": context.coupling(self.coupling), "times": times, "weighting": self.weighting}
         if self.measure == "target":
             return GradualObjective(reference, context.temperature, context.num_steps, **common)
         bank = build_replay(

@@ -7,7 +7,6 @@ from typing import Literal
 
 from ..batch import Batch
 from ..choices import Choices
-from ..couplings import COUPLINGS
 from ..randomness import keyed_generator
 from ..replay import build_replay
 from ..times import TimeDensity
@@ -68,7 +67,7 @@ class PriorPreservationConfig(Choices):
             keep=context.keep,
         )
         times = self.times.on(context.shift)
-        return PriorPreservationObjective(bank, self.weight, coupling=COUPLINGS[self.coupling](), times=times)
+        return PriorPreservationObjective(bank, self.weight, coupling=context.coupling(self.coupling), times=times)
 
     def describe(self, context: ObjectiveContext) -> str:
         """What stands beside the data, and how noise, data and times meet."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..choices import Choices
 from ..conventions import time_grid
-from ..couplings import COUPLINGS, Coupling, IndependentCoupling, OTCoupling, Shard, couple
+from ..couplings import COUPLINGS, Coupling, IndependentCoupling, Shard, couple
 from ..gradients import GradientMode, solve
 from ..solvers import FixedMethod, tableau
+from ..times import TimeDensity
 from ..velocity import Velocity
 from .base import Logs, Objective, ObjectiveContext, Paper
 from .flow_matching import FlowMatchingObjective
@@ -180,16 +182,23 @@ class ReconstructionConfig(Choices):
     anchor_weight: float = 0.0
     """Weight of a gradual fine-tuning loss (temperature of `train.temperature`) beside the reconstruction."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("flow_matching_weight", "anchor_weight"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"objective.{key} must be >= 0, got {getattr(self, key)}.")
+
     def build(self, context: ObjectiveContext) -> ReconstructionObjective:
         """The objective.  Raises: ValueError when both mixtures are asked for."""
         if self.flow_matching_weight and self.anchor_weight:
             raise ValueError("choose one mixture: objective.flow_matching_weight or objective.anchor_weight.")
         coupling = COUPLINGS.get(context.base_coupling, IndependentCoupling)()  # the velocity the base has learned
-        mixture: Objective | None = FlowMatchingObjective(coupling=coupling) if self.flow_matching_weight else None
+        path: dict[str, Any] = {"coupling": coupling, "times": TimeDensity(shift=0.0).on(context.shift)}
+        mixture: Objective | None = FlowMatchingObjective(**path) if self.flow_matching_weight else None
         if self.anchor_weight:
             reference = context.require_reference("mle with an anchor")
-            mixture = GradualObjective(reference, context.temperature, context.num_steps, coupling=coupling)
-        in_batch: dict[str, Coupling] = {"sorted": OTCoupling(), "independent": IndependentCoupling()}
+            mixture = GradualObjective(reference, context.temperature, context.num_steps, **path)
+        in_batch = {"sorted": "ot", "independent": "independent"}.get(context.pairs.name)
         return ReconstructionObjective(
             self.num_steps,
             self.solver,
@@ -200,7 +209,7 @@ class ReconstructionConfig(Choices):
             distance=self.distance,
             variance=context.variance,
             event_shape=context.event_shape,
-            coupling=in_batch.get(context.pairs.name),
+            coupling=context.coupling(in_batch) if in_batch else None,
             allow_independent=context.pairs.allow_independent,
             mixture=mixture,
             mixture_weight=self.flow_matching_weight or self.anchor_weight,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -20,7 +21,7 @@ from accelerate.utils import (
     patch_environment,
     str_to_bool,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..couplings import Shard
 from .settings import TrainConfig
@@ -33,22 +34,28 @@ PATIENCE = timedelta(hours=6)
 class Processes:
     """The processes of a run, each with its rows of the effective batch, and with the whole model (DDP) or a part of it (FSDP).
 
-    Args: `train`: precision and trackers; `folder`: of the trackers.
+    Args: `train`: precision and trackers; `folder`: of the trackers; `model`: what is trained.
     Raises: ValueError when the launch asks for another engine (DeepSpeed, Megatron-LM), or for FSDP with fp16.
     """
 
-    def __init__(self, train: TrainConfig, folder: Path | None):
+    def __init__(self, train: TrainConfig, folder: Path | None, model: nn.Module):
         refuse_engines([name for name in ENGINES if is_asked(name)])
         fsdp = is_asked("FSDP")
         if fsdp and train.mixed_precision == "fp16":
             raise ValueError("train.mixed_precision fp16 scales gradients, which is not written for FSDP; use bf16.")
+        kept = set(model.state_dict()) & {
+            name for name, _ in model.named_buffers()
+        }  # others are constants, up to a gigabyte
         with patch_environment(ACCELERATE_USE_FSDP="false"):  # the trainer divides the model itself, also on the CPU
             self.accelerator = Accelerator(
                 mixed_precision=train.mixed_precision,
                 log_with=train.report_to or None,
                 project_dir=str(folder or "."),
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=PATIENCE),
+                    DistributedDataParallelKwargs(broadcast_buffers=bool(kept)),
+                ],
             )
         refuse_engines([name for name, kind in ENGINES.items() if kind == self.accelerator.distributed_type])
         self.count = self.accelerator.num_processes

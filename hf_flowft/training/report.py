@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..metrics.flow import adaptive_evaluations, path_geometry
 from ..metrics.held_out import reconstruction_error
 from ..metrics.modes import diversity, nearest_distance
 from ..results import mean_and_error
+from ..solvers import UnsolvableError
 from ..velocity import Velocity
 from .evaluation import Evaluator
 from .image_numbers import DIRECTIONS
@@ -119,8 +121,9 @@ def _of_the_flow(judged: _Judged) -> Numbers:
     numbers["nearest_train_of_test"] = {"value": float(nearest_distance(held_out.x_1, train))}
     if _has_paths(evaluator):
         noise, size = evaluator.noise(held_out, "paths"), min(NUM_SAMPLES, config.batch_size)
-        evaluations = adaptive_evaluations(judged.velocity, noise, held_out.condition, batch_size=size)
-        numbers["nfe_dopri5"] = {"value": float(evaluations)}
+        with suppress(UnsolvableError):  # such a field has no such number, and everything else is still worth having
+            evaluations = adaptive_evaluations(judged.velocity, noise, held_out.condition, batch_size=size)
+            numbers["nfe_dopri5"] = {"value": float(evaluations)}
     return {
         name: {**numbers[name], "count": len(held_out), "direction": direction}
         for name, direction in FLOW_NUMBERS.items()

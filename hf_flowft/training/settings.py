@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..choices import Choices
 from ..environments.corruptions import parse_corruptions
+from ..solvers import FixedMethod
 from ..times import TemperatureSchedule
 
 Metric = Literal["auto", "energy", "frechet", "kid", "held_out_loss", "reconstruction"]
@@ -119,7 +120,7 @@ class EvalConfig(Choices):
     """Rollouts of one repeat; policies are compared episode by episode, from the same starts."""
     every: int = 100
     """Steps between evaluations."""
-    solver: str = "euler"
+    solver: FixedMethod = "euler"
     """Solver of the samples that are judged."""
     select_num_steps: list[int] = field(default_factory=lambda: [16])
     """The selection metric is the mean over these numbers of solver steps: name the ones the model will be used with."""

@@ -78,7 +78,7 @@ class FlowTrainer:
         self.callbacks = callbacks
         settings = {"train": asdict(train), "eval": asdict(evaluation)}
         self.identity = identity or {"seed": seed, "objective": objective.name, **settings}
-        self.processes = Processes(train, self.output_dir)
+        self.processes = Processes(train, self.output_dir, model)
         self.accelerator = self.processes.accelerator
         self.rows = rows if rows is not None else training_rows(data, train.num_workers)
         self.dropout = self._condition_dropout(objective, null_condition or {}) if train.condition_dropout else None
@@ -96,6 +96,16 @@ class FlowTrainer:
         if not objective.drops_conditions:
             raise ValueError(
                 f"train.condition_dropout does not go with {objective.name}, whose pairs were made under their conditions: set it to 0."
+            )
+        null = null_condition.get("class_labels")
+        if (
+            null is not None
+            and "class_labels" in self.data.condition_columns
+            and int(null) in self.data.labels("train")
+        ):
+            raise ValueError(
+                f'train.condition_dropout would train label {int(null)} as "no label", but the data have it: the model needs a label more than the '
+                "data, or set it to 0."
             )
         return ConditionDropout(self.config.condition_dropout, null_condition)
 
