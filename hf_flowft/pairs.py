@@ -84,6 +84,8 @@ class PairsConfig(Choices):
 
 MIN_CANDIDATES = 2
 """Rows with equal labels, on average, from which on an assignment within them is allowed."""
+MAX_KEPT, MIN_ROWS = 0.5, 16
+"""The part of the noises that an assignment under condition vectors may leave in their places, where there are that many rows."""
 CONDITION = "condition."
 """Begins the names of conditions in the file of a bank."""
 
@@ -184,12 +186,26 @@ class PairBuilder:
 
     def _fixed(self, data: Batch, generator: torch.Generator) -> Batch:
         x_0 = torch.randn(data.x_1.shape, generator=generator)
-        return replace(data, x_0=x_0[conditional_permutation(exact_assignment, x_0, data.x_1, data.condition)])
+        return self._assigned(x_0, x_0, data)
 
     def _ot_output(self, data: Batch, generator: torch.Generator) -> Batch:
         x_0 = torch.randn(data.x_1.shape, generator=generator)
         outputs = self.outputs(x_0, data.condition, "outputs of the base")
-        return replace(data, x_0=x_0[conditional_permutation(exact_assignment, outputs, data.x_1, data.condition)])
+        return self._assigned(x_0, outputs, data)
+
+    def _assigned(self, x_0: Tensor, points: Tensor, data: Batch) -> Batch:
+        """The noises whose points are assigned to the data.  Raises: ValueError when vector conditions keep most of them where they were drawn."""
+        permutation = conditional_permutation(exact_assignment, points, data.x_1, data.condition)
+        rows = len(data) // self.config.repeats  # a row and its repeats are one place
+        kept = float((permutation % rows == torch.arange(len(data)) % rows).float().mean())
+        vectors = any(x.is_floating_point() for x in data.condition.values())
+        if vectors and rows >= MIN_ROWS and kept > MAX_KEPT:
+            raise ValueError(
+                f"pairs {self.config.name!r} are assigned with regard to condition vectors, and these lie so far apart that {kept:.0%} of the noises stay "
+                "where they were drawn: they would be all but independent of the data, and reconstruction collapses to the mean. Use pairs.name "
+                "best_of_k or self."
+            )
+        return replace(data, x_0=x_0[permutation])
 
     def _inverse(self, data: Batch, generator: torch.Generator) -> Batch:
         times = time_grid(self.config.num_steps, self.shift)[::-1]

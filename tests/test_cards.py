@@ -67,6 +67,7 @@ def runs(tmp_path_factory):
     def run(kind):
         if kind not in made:
             words = [word.format(folder=folder) for word in KINDS[kind]] + MORE.get(kind, [])
+            words.append(f"--eval.min_delta={2 if kind == 'nothing better' else 0}")
             config = load_config(None, [*SMALL_RUN, *words, f"--output_dir={folder / kind.replace(' ', '_')}"])
             made[kind] = Run(config, progress=False).execute()
         return made[kind]

@@ -7,8 +7,11 @@ from datasets import Dataset
 from datasets import config as datasets_config
 from PIL import Image
 
+from hf_flowft import FlowODEScheduler, FlowPipeline, Velocity, VelocityMLP, describe_data
+from hf_flowft.conventions import time_grid
 from hf_flowft.data import ImagesConfig, VectorsConfig, load_images, load_vectors
 from hf_flowft.data.images import prepare_image
+from hf_flowft.sampling import generate
 from hf_flowft.training.batches import LoaderRows, MemoryRows, SampleOrder
 
 
@@ -238,7 +241,7 @@ def test_every_file_gives_the_same_vectors(tmp_path, kind, columns):
 
 
 def test_condition_vectors(tmp_path):
-    """Conditions are used as they are, beside the sample they belong to."""
+    """Conditions stand beside the sample they belong to; without normalisation as they are."""
     path = write(tmp_path, "npz", table())
     data = load_vectors(vectors(path, ["a"], condition_columns=["b", "kind"], normalise=False))
     batch, source = data.rows("train"), table()
@@ -277,6 +280,7 @@ HOLES = {**table(), "a": np.where(np.arange(40) == 17, np.nan, table()["a"])}
         ("npz", {"a": np.zeros(3), "b": np.zeros(4)}, {"columns": ["a", "b"]}, "must have one row a sample"),
         ("npz", {"a": np.array([None, 1])}, {"columns": ["a"]}, "Object arrays cannot be loaded"),
         ("npz", {"a": np.zeros(0)}, {"columns": ["a"]}, "the table is empty"),
+        ("npz", {"a": np.ones(40, complex)}, {"columns": ["a"]}, "the array 'a' of .* is complex"),
         ("parquet", {"a": np.array(["x", "y"])}, {"columns": ["a"]}, "'a' must hold numbers"),
         ("csv", table(), {"columns": ["a"], "label_column": "b"}, "'b' of 'table' must hold one whole number a row"),
         ("csv", {**table(), "kind": -np.ones(40, dtype=int)}, {"columns": ["a"], "label_column": "kind"}, "holds -1"),
@@ -304,3 +308,45 @@ def test_files_of_another_kind_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"cannot read") as caught:
         load_vectors(vectors(str(tmp_path / name), ["a"]))
     assert "Hub" not in str(caught.value)
+
+
+def test_conditions_are_seen_in_their_own_spread(tmp_path):
+    """A condition in pascal becomes one of mean 0 and spread 1 of the training rows; a model made on it takes pascal, and a base its own units."""
+    generator = np.random.default_rng(0)
+    made = {"a": generator.normal(size=80), "p": 1e5 + 2e4 * generator.normal(size=80), "q": generator.normal(size=80)}
+    path = write(tmp_path, "npz", made)
+    data = load_vectors(vectors(path, ["a"], condition_columns=["p", "q"]))
+    seen = data.rows("train").condition["condition"]
+    torch.testing.assert_close(seen.mean(dim=0), torch.zeros(2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen.std(dim=0, correction=0), torch.ones(2), rtol=1e-4, atol=0)
+    model = VelocityMLP([1], hidden_dim=8, condition_dim=2)
+    torch.nn.init.normal_(model.output.weight)
+    pipeline = FlowPipeline(model, FlowODEScheduler(), describe_data(data, "independent"), {"condition": seen})
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(3, 1)
+    drawn = pipeline(latents=noise, condition=pipeline.known_conditions(3)["condition"], output_type="latent").samples
+    expected = generate(Velocity(model), noise, {"condition": seen[:3]}, time_grid(16))
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
+    pascal = pipeline.known_conditions(80)["condition"][:, 0].numpy()
+    assert {float(x) for x in pascal.round(-1)} <= {float(np.float32(x).round(-1)) for x in made["p"]}
+    other = load_vectors(
+        vectors(write(tmp_path, "csv", {**made, "p": made["p"] + 1e5}), ["a"], condition_columns=["p", "q"])
+    )
+    other.adopt(pipeline.description)
+    assert other.rows("train").condition["condition"][:, 0].mean() == pytest.approx(5, abs=0.5)  # 1e5 are five spreads
+    other.adopt({})
+    assert other.rows("train").condition["condition"][:, 0].mean() == pytest.approx(2e5, rel=0.1)
+
+
+def test_what_single_precision_loses_is_refused(tmp_path):
+    """Seconds since 1970 within a minute; the same with an offset taken off, a large constant and a small one are fine."""
+    stamp = 1.7e9 + 14 * np.random.default_rng(0).normal(size=40)
+    path = write(tmp_path, "npz", {"a": table()["a"], "s": stamp})
+    with pytest.raises(
+        ValueError, match=r"number 1 of a, s is about 1.7e\+09 and varies by 1\d.* only, .* take an offset off"
+    ):
+        load_vectors(vectors(path, ["a", "s"]))
+    with pytest.raises(ValueError, match="number 0 of s "):
+        load_vectors(vectors(path, ["a"], condition_columns=["s"]))
+    fine = {"a": table()["a"], "s": stamp - 1.7e9, "k": np.full(40, 1.7e9), "j": 0.1 + 1e-16 * np.arange(40)}
+    load_vectors(vectors(write(tmp_path, "npz", fine), ["a", "s", "k", "j"]))

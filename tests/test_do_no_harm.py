@@ -44,6 +44,20 @@ def test_an_improvement_must_exceed_its_error(gain, improved):
     assert ("the base is returned" in selection.verdict("m", "validation")) is not improved
 
 
+@pytest.mark.parametrize(("gain", "improved"), [(0.9, False), (1.1, True)])
+def test_an_improvement_must_exceed_its_error_over_the_rows(gain, improved):
+    """Differences g + (-3, -1, 1, 3) over four held-out rows have the standard error sqrt(20 / 3) / 2, and equal ones over the repeats none."""
+    error = math.sqrt(20 / 3) / 2
+    selection = Selection(EvalConfig(min_delta=1.0))
+    selection.add(Score(0, [5.0, 5.0], [], rows=[5.0, 5.0, 5.0, 5.0]))
+    shifts = (-3, -1, 1, 3)
+    selection.add(Score(1, [5 - gain * error] * 2, [], rows=[5 - gain * error - shift for shift in shifts]))
+    assert selection.improvement() == pytest.approx((gain * error, error))
+    assert selection.improved is improved
+    assert [score.rows for score in selection.scores] == [[5.0] * 4, []]  # the candidate's are not needed any more
+    assert all("rows" not in told for told in selection.told())
+
+
 def test_candidates_that_forget_are_not_eligible():
     """A factor of 1.25 on the base's own data; without a limit, or without such data, all are."""
     scores = [([3.0], [2.0]), ([1.0], [2.6]), ([2.0], [2.4])]

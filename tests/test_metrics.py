@@ -9,12 +9,14 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from scipy.spatial.distance import cdist, pdist
 from torch import nn
 
 from hf_flowft.batch import Batch
 from hf_flowft.metrics import ARROWS, METRICS
 from hf_flowft.metrics import distances as d
 from hf_flowft.metrics import flow as f
+from hf_flowft.metrics import held_out as h
 from hf_flowft.metrics import modes as m
 from hf_flowft.metrics.stability import instantaneous_variance, spearman_correlation
 from hf_flowft.models.mlp import VelocityMLP
@@ -143,9 +145,9 @@ def naive_mmd(x, y, kernel):
 def test_kernel_discrepancies_are_the_double_loops(samples, monkeypatch):
     x, y = samples[0].numpy(), samples[1].numpy()
     median = np.median([np.linalg.norm(y[i] - y[j]) for i in range(55) for j in range(i)])  # 1485 pairs: the middle one
-    for h in (0.7, median):
-        expected = naive_mmd(x, y, lambda a, b, h=h: math.exp(-((a - b) ** 2).sum() / (2 * h**2)))
-        assert d.mmd_squared(*samples, bandwidth=h) == pytest.approx(expected)
+    for width in (0.7, median):
+        expected = naive_mmd(x, y, lambda a, b, h=width: math.exp(-((a - b) ** 2).sum() / (2 * h**2)))
+        assert d.mmd_squared(*samples, bandwidth=width) == pytest.approx(expected)
     assert d.mmd_squared(*samples) == pytest.approx(expected)
     assert d.kid(*samples) == pytest.approx(naive_mmd(x, y, lambda a, b: (a @ b / 3 + 1) ** 3))
     assert d.energy_distance(*samples) == pytest.approx(naive_mmd(x, y, lambda a, b: -np.linalg.norm(a - b)))
@@ -491,3 +493,42 @@ def test_every_public_function_that_measures_is_in_the_table():
                 and name not in helpers
             ):
                 assert value in listed, name
+
+
+# How sure a comparison is over held-out rows
+
+
+def test_the_energy_score_is_best_for_the_right_law(generator):
+    """Under N(0, 1) it is 1 / sqrt(pi) for samples of that law; for who draws the mean alone sqrt(2 / pi), whose squared error is half as large."""
+    y, x, other = torch.randn(3, 200_000, 1, generator=generator)
+    held_out, mean = Batch(y), torch.zeros_like(y)
+    assert h.energy_score(x, other, held_out).mean().item() == pytest.approx(1 / math.sqrt(math.pi), abs=5e-3)
+    assert h.energy_score(mean, mean, held_out).mean().item() == pytest.approx(math.sqrt(2 / math.pi), abs=5e-3)
+    assert h.reconstruction_error(mean, held_out) == pytest.approx(1, abs=1e-2)
+    assert h.reconstruction_error(x, held_out) == pytest.approx(2, abs=2e-2)
+
+
+def test_rows_of_the_energy_distance(generator):
+    """Within labels twice SciPy's mean distance to the samples, which with the two other terms is the metric; a label with one row is left out."""
+    x, y = torch.randn(2, 9, 2, generator=generator)
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 1, 0, 0])
+    held_out, expected = Batch(y, {"class_labels": labels}), []
+    for label in (0, 1):
+        a, b = (z[labels == label].numpy() for z in (x, y))
+        expected.append(2 * cdist(a, b).mean() - pdist(a).mean() - pdist(b).mean())
+        rows = h.energy_by_row(x, held_out)[:4] if label == 0 else h.energy_by_row(x, held_out)[4:]
+        np.testing.assert_allclose(rows, 2 * cdist(a, b).mean(axis=0) * 8 / (2 * 4))
+    assert h.energy_metric(x, held_out) == pytest.approx(np.mean(expected))
+
+
+def test_the_rows_tell_how_sure_a_difference_is(generator):
+    """The spread of the difference of two models over many held-out sets is what the rows of one of them say."""
+    x_0, x_1 = torch.randn(2, 400, 1, generator=generator)
+    x_1 = x_1 + 0.5
+    differences, errors = [], []
+    for _ in range(200):
+        held_out = Batch(torch.randn(50, 1, generator=generator))
+        a, b = (h.energy_by_row(x, held_out) for x in (x_0, x_1))
+        differences.append(float((a - b).mean()))
+        errors.append(float((a - b).std()) / math.sqrt(50))
+    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.15)

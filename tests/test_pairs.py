@@ -28,6 +28,14 @@ class HalfTurn(nn.Module):
         return math.pi * torch.stack([-x[:, 1], x[:, 0]], dim=1)
 
 
+class Still(nn.Module):
+    """x' = 0 under a condition vector: the flow leaves the noise where it is."""
+
+    def forward(self, x, t, condition):
+        """Zero."""
+        return torch.zeros_like(x)
+
+
 def build(name, data, generator, conditions=None, base=BASE, **options):
     """The builder and its bank."""
     builder = PairBuilder(PairsConfig(name, **options), base)
@@ -125,6 +133,17 @@ def test_pairs_that_would_be_independent_are_refused(name, generator):
             builder.build(Batch(x_1, alone), {}, generator)
     shared = builder.build(Batch(x_1, {"class_labels": torch.arange(40) % 2}), {}, generator)
     assert len(shared) == 160
+
+
+@pytest.mark.parametrize("name", ["fixed", "ot_output"])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_conditions_that_lie_far_apart_leave_no_choice(name, repeats, generator):
+    """Thirty vectors of unit spread in two dimensions can be paired; a hundred times as far apart each noise stays where it was drawn."""
+    x_1, condition = torch.randn(30, 2, generator=generator), torch.randn(30, 2, generator=generator)
+    builder = PairBuilder(PairsConfig(name, repeats=repeats, num_steps=1), FrozenVelocity(Still()))
+    assert len(builder.build(Batch(x_1, {"condition": condition}), {}, generator)) == 30 * repeats
+    with pytest.raises(ValueError, match=r"100% of the noises stay where they were drawn: .* best_of_k or self"):
+        builder.build(Batch(x_1, {"condition": 100 * condition}), {}, generator)
 
 
 def test_a_bank_of_a_shared_base_does_not_know_what_is_trained_beside_it(data, tmp_path):

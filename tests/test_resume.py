@@ -32,7 +32,7 @@ from hf_flowft.training.checkpoint import checkpoint_path, list_checkpoints, loa
 from hf_flowft.training.guards import private_global_rng, restore_rng, rng_states
 
 DATA = toy()
-EVAL = EvalConfig(every=4, num_repeats=2, select_num_steps=[1], max_samples=16)
+EVAL = EvalConfig(every=4, num_repeats=2, select_num_steps=[1], max_samples=16, min_delta=0)
 
 
 def trainer(folder, checkpoint="", rows=None, **train):

@@ -47,7 +47,7 @@ def pipeline_card(name: str, model: str, description: dict[str, Any], source: st
     what = f"makes samples of shape {tuple(shape)}" if shape else "makes samples"
     trained = f" It was trained with the coupling: {description['coupling']}." if description.get("coupling") else ""
     tag, words = KINDS[description.get("predicts", "velocity")]
-    conditions = "conditions = {name: rows[:4] for name, rows in pipeline.conditions.items()}  # none: unconditional"
+    conditions = "conditions = pipeline.known_conditions(4)  # none: unconditional"
     parts = {
         "title": s.title_section(name),
         "summary": f"{words} (`{model}`) that {what}.{trained}\n\nNothing was measured for this card.",

@@ -17,6 +17,7 @@ NAMES = {
     "nfe_dopri5": "evaluations of the adaptive solver `dopri5`",
     "nearest_train": "distance of a sample to the nearest training sample",
     "diversity": "distance between two samples (diversity)",
+    "energy_score": "energy score of two samples under each held-out condition",
     "reconstruction": "squared error of one sample under each held-out condition",
     "action_diversity": "spread of the chunks under one observation (action diversity)",
 }

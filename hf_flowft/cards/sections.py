@@ -108,7 +108,7 @@ def use_section(results: dict[str, Any], source: str) -> str:
     if results["conditions"] == ["class_labels"]:
         given = f", class_labels={results['labels'][:4]}"
     elif results["conditions"]:  # vectors: some of those it was trained under
-        given = "".join(f', {key}=pipeline.conditions["{key}"][:4]' for key in results["conditions"])
+        given = ", **pipeline.known_conditions(4)"
     return usage(source, [f"samples = pipeline(num_inference_steps={steps}{given}).samples"])
 
 

@@ -149,6 +149,8 @@ class FlowData:
     def adopt(self, description: Mapping[str, Any]) -> None:
         """Work in the units of a pipeline, by its description: what is fine-tuned must see the numbers it was trained on."""
         self.normalisation = Normalisation(**description.get("normalisation", {}))
+        seen = description.get("condition_normalisation")
+        self.condition_normalisation = {"condition": Normalisation(**seen)} if seen else {}
 
 
 def describe(data: FlowData) -> Mapping[str, Any]:

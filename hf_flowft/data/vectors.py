@@ -20,6 +20,9 @@ from .reading import stack_samples
 from .sources import SourceConfig, digest, open_source, split_source
 from .streams import in_memory
 
+LOST, NOISE = 0.1, 1e-12
+"""Rounding by more than this part of its spread spoils a number; a spread below that part of its value is rounding itself, and nothing is lost."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VectorsConfig(SourceConfig):
@@ -30,7 +33,8 @@ class VectorsConfig(SourceConfig):
     condition_columns: list[str] = field(default_factory=list)
     """Number columns that make up a condition vector; empty for none."""
     normalise: bool = True
-    """Give each coordinate mean 0 and std 1 (of the training split); stored with the model and undone by the pipeline."""
+    """Give each coordinate, of vectors and of conditions, mean 0 and std 1 (of the training split); stored with the model, whose pipeline takes and
+    gives the units of the data."""
 
     @property
     def used(self) -> list[str]:
@@ -57,6 +61,9 @@ def _arrays(path: str, wanted: list[str]) -> dict[str, np.ndarray]:
             arrays = {column: file[column] for column in wanted}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot read {path}: {error}.") from error
+    for column, array in arrays.items():
+        if array.dtype.kind == "c":
+            raise ValueError(f"the array {column!r} of {path} is complex: give real and imaginary part as two arrays.")
     rows = {column: array.shape[:1] for column, array in arrays.items()}
     if len(set(rows.values())) > 1:
         raise ValueError(f"the arrays of {path} must have one row a sample, but their lengths are {rows}.")
@@ -77,20 +84,35 @@ def _prepare(rows: Dataset, numbers: Sequence[int], config: VectorsConfig) -> Da
 
 def _joined(rows: Dataset, columns: Sequence[str], numbers: Sequence[int]) -> pa.Array:
     """One array of vectors made of several columns.  Raises: ValueError for what are not finite numbers, by the number of the row."""
-    values = np.concatenate([_numbers(rows, column) for column in columns], axis=1)
+    exact = np.concatenate([_numbers(rows, column) for column in columns], axis=1)
+    with np.errstate(over="ignore"):  # what is too large is named below
+        values = exact.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise ValueError(
             f"row {numbers[bad[0]]} of the table holds NaN, infinite or missing values in {', '.join(columns)} ({len(bad)} such rows); clean the data."
         )
+    _require_resolved(exact, values, columns)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
+def _require_resolved(exact: np.ndarray, values: np.ndarray, columns: Sequence[str]) -> None:
+    """Raises: ValueError when what distinguishes the rows is lost in float32, which holds seven digits."""
+    spread, offset = exact.std(axis=0), np.abs(exact.mean(axis=0))
+    lost = np.abs(values - exact).max(axis=0) > LOST * spread
+    if (lost & (spread > NOISE * offset)).any():
+        number = int(np.flatnonzero(lost & (spread > NOISE * offset))[0])
+        raise ValueError(
+            f"number {number} of {', '.join(columns)} is about {offset[number]:.3g} and varies by {spread[number]:.3g} only, which float32 does not "
+            "resolve: take an offset off it first."
+        )
+
+
 def _numbers(dataset: Dataset, column: str) -> np.ndarray:
-    """A column as float32 (rows, width)."""
-    values = dataset.select_columns([column]).with_format("numpy")[:][column]
+    """A column as float64 (rows, width)."""
     try:
-        return np.asarray(values, dtype=np.float32).reshape(len(dataset), -1)
+        values = dataset.select_columns([column]).with_format("numpy", dtype=np.float64)[:][column]  # else: float32
+        return np.asarray(values, dtype=np.float64).reshape(len(dataset), -1)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the column {column!r} must hold numbers, as many in each row: {error}.") from error
 
@@ -103,18 +125,22 @@ def load_vectors(config: VectorsConfig) -> FlowData:
         )
     rows, facts = _open(config)
     splits, stream = split_source(config, rows, config.used, partial(_prepare, config=config))
-    train = splits["train"].with_format("numpy")["sample"][:]
-    size = len(train[0])
-    samples = stack_samples(train, (size,), range(len(train)), f"the training split of {config.path}")
+    train = splits["train"].with_format("numpy")
+
+    def units(column: str) -> Normalisation:
+        rows = train[column][:]
+        vectors = stack_samples(rows, (len(rows[0]),), range(len(rows)), f"the training split of {config.path}")
+        return Normalisation.fit(vectors)
+
     conditions = {"condition": "condition"} if config.condition_columns else {}
-    if config.label_column:
-        conditions["class_labels"] = config.label_column
+    labels = {"class_labels": config.label_column} if config.label_column else {}
     return FlowData(
         name=Path(config.path).stem,
         splits=splits,
-        event_shape=(size,),
-        normalisation=Normalisation.fit(samples) if config.normalise else Normalisation(),
-        condition_columns=conditions,
+        event_shape=(len(train[0]["sample"]),),
+        normalisation=units("sample") if config.normalise else Normalisation(),
+        condition_normalisation={key: units(column) for key, column in conditions.items() if config.normalise},
+        condition_columns={**conditions, **labels},
         facts={**facts, "columns": list(config.columns), **config.facts},
         stream=stream,
     )
@@ -136,7 +162,10 @@ def from_tensors(
 
 
 def _held(values: torch.Tensor | np.ndarray, place: str) -> torch.Tensor:
-    x = torch.as_tensor(values).detach().float().cpu()
+    given = torch.as_tensor(values).detach()
+    if given.is_complex():
+        raise ValueError(f"{place} is complex: give real and imaginary part as two numbers.")
+    x = given.float().cpu()
     if x.ndim < 2:
         raise ValueError(
             f"{place} must have samples along its first axis, (n, *event), got shape {tuple(x.shape)}: numbers are (n, 1)."

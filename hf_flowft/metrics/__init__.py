@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "reconstruction_errors": Metric(flow.reconstruction_errors, "lower", "data^2"),
     "velocity_drift": Metric(flow.velocity_drift, "lower", "data^2 / time^2"),
     "held_out_loss": Metric(flow.held_out_loss, "lower", "data^2"),
+    "held_out_losses": Metric(flow.held_out_losses, "lower", "data^2"),
     "velocity_error": Metric(gap.velocity_error, "lower", "data / time"),
     "training_inference_gap": Metric(gap.gap_table, "lower", "data"),
     "instantaneous_variance": Metric(stability.instantaneous_variance, "lower", "metric^2"),

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -192,9 +192,25 @@ def held_out_loss(
 
     Args: `x_1`: (n, *event); `generator`: on the CPU, e.g. `keyed_generator(seed, "held out")`.
     """
+    options: dict[str, Any] = {"path": path, "coupling": coupling, "times": times, "batch_size": batch_size}
+    return _finite(held_out_losses(velocity, x_1, condition, generator=generator, **options).mean().item())
+
+
+def held_out_losses(
+    velocity: Velocity,
+    x_1: Tensor,
+    condition: Condition | None = None,
+    *,
+    generator: torch.Generator,
+    path: Path = LINEAR,
+    coupling: Coupling = IndependentCoupling(),
+    times: TimeDensity = TimeDensity(),
+    batch_size: int = 1024,
+) -> Tensor:
+    """`held_out_loss` of each row, in squared data units; lower is better: (n,), float64."""
     batch = draw_path_batch(Batch(x_1.cpu(), _cpu(condition)), path, coupling, times, generator, Shard())
     v = evaluate(velocity, batch.x_t, batch.t, batch.condition, batch_size=batch_size)
-    return _mean_square(v - batch.v_t)
+    return (v - batch.v_t).double().square().flatten(1).mean(dim=1)
 
 
 @torch.no_grad()

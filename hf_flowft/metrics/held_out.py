@@ -1,4 +1,4 @@
-"""Samples against the held-out rows whose conditions they were drawn under."""
+"""Samples against the held-out rows whose conditions they were drawn under; and what each of those rows adds, which tells how sure the number is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from .distances import energy_distance, energy_distance_by_label
+from .distances import BLOCK_ROWS, energy_distance, flat_pair
 
 
 def energy_metric(samples: Tensor, held_out: Batch) -> float:
@@ -15,18 +15,53 @@ def energy_metric(samples: Tensor, held_out: Batch) -> float:
     The same within prompts, where every prompt has several rows: who draws a three for "eight" and an eight for "three" is not as good as who does
     not. Where captions are mostly of one image each there is no other way than to compare all samples with all images.
     """
+    distances = [energy_distance(samples[rows], held_out.x_1[rows]) for rows in _alike(held_out)]
+    return sum(distances) / len(distances)
+
+
+def energy_by_row(samples: Tensor, held_out: Batch) -> Tensor:
+    """The part of `energy_metric` that each held-out row y decides, 2 E||x - y|| within its label: (rows that count,), their mean with the weights
+    of the labels. Differences of two models vary over the rows as their energy distances do over sets of rows (the linear term of a U-statistic).
+    """
+    groups = _alike(held_out)
+    size = sum(map(len, groups))
+    parts = []
+    for rows in groups:
+        x, y = flat_pair(samples[rows], held_out.x_1[rows])
+        distances = torch.cat([torch.cdist(x, block).mean(dim=0) for block in y.split(BLOCK_ROWS)])
+        parts.append(2 * distances * size / (len(groups) * len(rows)))
+    return torch.cat(parts)
+
+
+def _alike(held_out: Batch) -> list[Tensor]:
+    """The rows that are compared with each other."""
     labels, prompts = held_out.condition.get("class_labels"), held_out.condition.get("prompt")
-    if labels is not None:
-        repeated = torch.bincount(labels)[labels] > 1
-        if repeated.any():
-            return float(
-                energy_distance_by_label(samples[repeated], held_out.x_1[repeated], labels[repeated], labels[repeated])
-            )
-    elif prompts is not None and (torch.bincount(prompts)[prompts] > 1).all():
-        return float(energy_distance_by_label(samples, held_out.x_1, prompts, prompts))
-    return float(energy_distance(samples, held_out.x_1))
+    known = labels if labels is not None else prompts
+    everything = [torch.arange(len(held_out))]
+    if known is None:
+        return everything
+    repeated = torch.bincount(known)[known] > 1
+    if not (repeated.any() if labels is not None else repeated.all()):
+        return everything
+    return [torch.nonzero(known == label).flatten() for label in known[repeated].unique()]
+
+
+def energy_score(samples: Tensor, others: Tensor, held_out: Batch) -> Tensor:
+    """E||x - y|| - E||x - x'|| / 2 of each held-out row y, by two samples under its condition: (n,); lower is better.
+
+    It is a proper score (Gneiting and Raftery 2007, section 4.2): best, on average, where x has the law of y given the condition. A squared error is
+    lower still for who always draws the mean.
+    """
+    x, y = flat_pair(samples, held_out.x_1)
+    other, _ = flat_pair(others, held_out.x_1)
+    return ((x - y).norm(dim=1) + (other - y).norm(dim=1) - (x - other).norm(dim=1)) / 2
+
+
+def reconstruction_errors(samples: Tensor, held_out: Batch) -> Tensor:
+    """Mean squared error of one sample under each held-out condition: (n,)."""
+    return (samples - held_out.x_1).square().flatten(1).mean(dim=1)
 
 
 def reconstruction_error(samples: Tensor, held_out: Batch) -> float:
-    """Mean squared error of one sample under each held-out condition."""
-    return float((samples - held_out.x_1).square().mean())
+    """The mean of `reconstruction_errors`."""
+    return float(reconstruction_errors(samples, held_out).mean())

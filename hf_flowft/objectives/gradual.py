@@ -156,7 +156,11 @@ class GradualConfig(Choices):
         """The objective; the replay bank is drawn here."""
         reference = context.require_reference("gft")
         times = self.times.on(context.shift)
-        common: dict[str, Any] = {"coupling": context.coupling(self.coupling), "times": times, "weighting": self.weighting}
+        common: dict[str, Any] = {
+            "coupling": context.coupling(self.coupling),
+            "times": times,
+            "weighting": self.weighting,
+        }
         if self.measure == "target":
             return GradualObjective(reference, context.temperature, context.num_steps, **common)
         bank = build_replay(

@@ -91,6 +91,7 @@ UNITS = "an object of a finite mean and a finite std > 0"
 FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "event_shape": (_is_shape, SHAPE),
     "normalisation": (_are_units, UNITS),
+    "condition_normalisation": (_are_units, UNITS),
     "is_image": (lambda x: isinstance(x, bool), "true or false"),
     "value_range": (_is_range, "[lowest, highest]"),
     "label_names": (_are_names, "a list of names"),
@@ -115,6 +116,8 @@ def check_agreement(facts: dict[str, Any], model: ModelMixin) -> None:
         _check_shape(config, shape)
     for key, value in facts.get("normalisation", {}).items():
         _check_fits(key, value, shape)
+    for key, value in facts.get("condition_normalisation", {}).items():
+        _check_fits(f"condition_normalisation, {key},", value, [networks[-1].get("condition_dim") or 1], "condition")
     null = (facts.get("null_condition") or {}).get("class_labels")
     if null is not None and rows and not (_is_number(null) and 0 <= null < rows):
         raise ValueError(f"the pipeline's label for 'none' is {shown(null)}, but its model takes 0 to {rows - 1}.")
@@ -127,13 +130,11 @@ def check_agreement(facts: dict[str, Any], model: ModelMixin) -> None:
         raise ValueError(f"the pipeline's observation_normalisation lacks the state {shown(min(unscaled))}.")
 
 
-def _check_fits(key: str, value: Any, shape: list[int]) -> None:
+def _check_fits(key: str, value: Any, shape: list[int], what: str = "event_shape") -> None:
     try:
         torch.tensor(value).expand(shape)
     except RuntimeError as error:
-        raise ValueError(
-            f"the pipeline's {key} is {shown(value)}, which does not fit its event_shape {shape}."
-        ) from error
+        raise ValueError(f"the pipeline's {key} is {shown(value)}, which does not fit its {what} {shape}.") from error
 
 
 def event_shape(facts: dict[str, Any], model: ModelMixin) -> list[int]:

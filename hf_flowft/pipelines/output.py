@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ CARRIED = (*POLICY_FACTS, "text_to_image")
 
 def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
     """The description of a pipeline trained on a data set with a coupling."""
+    seen = data.condition_normalisation.get("condition") if "policy" not in data.facts else None
     return {
         "event_shape": list(data.event_shape),
         "normalisation": {"mean": data.normalisation.mean, "std": data.normalisation.std},
@@ -62,5 +63,6 @@ def describe_data(data: FlowData, coupling: str) -> dict[str, Any]:
         "value_range": data.facts.get("value_range", [0.0, 1.0]),
         "label_names": data.label_names,
         "coupling": coupling,
+        **({"condition_normalisation": asdict(seen)} if seen is not None else {}),
         **{key: data.facts[key] for key in CARRIED if key in data.facts},
     }

@@ -11,7 +11,6 @@ from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from ..conventions import Prediction, time_grid
-from ..data import Normalisation
 from ..likelihood import log_likelihood
 from ..models.bases import label_rows
 from ..sampling import regress
@@ -69,19 +68,9 @@ class FlowPipeline(SavedPipeline):
         return {kind.__name__: kind for kind in (FlowPipeline, FlowPolicyPipeline) if issubclass(kind, cls)}
 
     @property
-    def description(self) -> dict[str, Any]:
-        """The facts it was saved with."""
-        return self.config.description or {}
-
-    @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(event_shape(self.description, self.model))
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """Between model units and data units."""
-        return Normalisation(**self.description.get("normalisation", {}))
 
     @property
     def shift(self) -> float:
@@ -132,7 +121,7 @@ class FlowPipeline(SavedPipeline):
         Args:
             batch_size: number of samples, when no latents, labels or conditions say it.
             class_labels: one label for all, or one a sample.
-            condition: (batch, condition_dim) vectors.
+            condition: (batch, condition_dim) vectors, in the units of the data.
             guidance_scale: classifier-free guidance; 1 is off, other values need a model trained with dropped conditions.
             num_inference_steps: steps of the scheduler's solver.
             sigmas: a grid of one's own, decreasing from 1.
@@ -278,6 +267,8 @@ class FlowPipeline(SavedPipeline):
 
     def _condition(self, batch_size: int, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
         given = condition_tensors(batch_size, class_labels, condition, self.conditions, label_rows(self.model))
+        if "condition" in given:
+            given["condition"] = self.condition_normalisation.apply(given["condition"])
         return {key: value.to(self._execution_device) for key, value in given.items()}
 
     def _condition_of(self, z: Tensor, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.normalisation import Normalisation
 from ..hub import push_pipeline
 from ..models import BaseReference
 from ..repository import resolve_folder, shown
@@ -26,6 +27,26 @@ class SavedPipeline(DiffusionPipeline):
     conditions: dict[str, Tensor]
     needed_facts: tuple[str, ...] = ()
     """What the description of this kind must hold."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The facts it was saved with."""
+        return self.config.description or {}
+
+    @property
+    def condition_normalisation(self) -> Normalisation:
+        """The units of its condition vectors."""
+        return Normalisation(**self.description.get("condition_normalisation", {}))
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Between model units and data units."""
+        return Normalisation(**self.description.get("normalisation", {}))
+
+    def known_conditions(self, num_rows: int = 4) -> dict[str, Tensor]:
+        """Some of the conditions it was trained under, as it is called with them: vectors in the units of the data."""
+        rows = {key: value[:num_rows] for key, value in self.conditions.items()}
+        return rows | {key: self.condition_normalisation.undo(rows[key]) for key in rows if key == "condition"}
 
     @classmethod
     def kinds(cls) -> dict[str, type[SavedPipeline]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from ..batch import Batch
 from ..conventions import Prediction
 from ..data import FlowData
 from ..metrics.distances import frechet_distance
-from ..metrics.flow import held_out_loss
-from ..metrics.held_out import energy_metric, reconstruction_error
+from ..metrics.flow import held_out_losses
+from ..metrics.held_out import energy_by_row, energy_metric, energy_score, reconstruction_errors
 from ..models.looking import look
 from ..randomness import keyed_generator
 from ..velocity import Velocity
@@ -33,12 +33,15 @@ ENERGY_MAX_SIZE = 256
 @dataclass(frozen=True)
 class Score:
     """The selection metric of one candidate: a value for each repeat on the target, and on the base's data where there is some; of a policy also
-    its `action_diversity`, which selects nothing."""
+    its `action_diversity`, which selects nothing. `rows`: what each held-out row of the target adds, where that is known; of the base alone in
+    what is kept, of the others `row_error`, the standard error over these rows of their difference from the base."""
 
     step: int
     target: list[float]
     base_domain: list[float]
     action_diversity: float | None = None
+    rows: list[float] = field(default_factory=list)
+    row_error: float = 0.0
 
     @property
     def value(self) -> float:
@@ -49,6 +52,13 @@ class Score:
     def forgetting(self) -> float | None:
         """Mean on the base's data."""
         return sum(self.base_domain) / len(self.base_domain) if self.base_domain else None
+
+
+class Judgement(NamedTuple):
+    """The metric of one draw, and what each held-out row adds to it: (rows,); None where it is no matter of rows."""
+
+    value: float
+    rows: Tensor | None = None
 
 
 class Evaluator:
@@ -124,7 +134,7 @@ class Evaluator:
             return "frechet"
         by_loss = self.is_flow and self.lowers_loss
         if any(key not in ("class_labels", "prompt", "size") for key in self.data.condition_columns):
-            return "held_out_loss" if by_loss else "reconstruction"
+            return "held_out_loss" if by_loss else "energy_score"
         is_small = math.prod(self.data.event_shape) <= ENERGY_MAX_SIZE and not self.data.prompts
         return "held_out_loss" if by_loss and not is_small else "energy"
 
@@ -154,38 +164,49 @@ class Evaluator:
         repeats = range(self.config.num_repeats)
         if self.rollouts is not None:
             return [value for repeat in repeats for value in self.rollouts(velocity, split, num_steps, repeat)]
-        return [self._distance(velocity, split, num_steps, repeat) for repeat in repeats]
+        return [self._judge(velocity, split, num_steps, repeat).value for repeat in repeats]
 
-    def _distance(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> float:
+    def _judge(self, velocity: Velocity, split: str, num_steps: int, repeat: int) -> Judgement:
         held_out = self.held_out(split)
         if self.metric_name == "held_out_loss":
-            return self.held_out_loss(velocity, held_out, repeat)
-        return self.distance_of(self.samples(velocity, held_out, num_steps, repeat), held_out)
+            rows = self.held_out_losses(velocity, held_out, repeat)
+            return Judgement(float(rows.mean()), rows)
+        samples = self.samples(velocity, held_out, num_steps, repeat)
+        if not samples.isfinite().all():
+            return Judgement(math.inf)
+        return self.judge_samples(velocity, samples, held_out, num_steps, repeat)
 
-    def distance_of(self, samples: Tensor, held_out: Batch) -> float:
-        """The metric of samples, one for each held-out row under its condition."""
+    def judge_samples(
+        self, velocity: Velocity, samples: Tensor, held_out: Batch, num_steps: int, repeat: int
+    ) -> Judgement:
+        """The metric of samples, as `samples` draws them."""
         if self.user_metric is not None:
-            return float(self.user_metric(samples, held_out))
+            return Judgement(float(self.user_metric(samples, held_out)))
         if self.metric_name == "frechet":
-            return float(frechet_distance(self.features(samples), self.features(held_out.x_1)))
-        if self.metric_name == "reconstruction":
-            return reconstruction_error(samples, held_out)
+            return Judgement(float(frechet_distance(self.features(samples), self.features(held_out.x_1))))
         if self.metric_name == "kid":
-            return self.image_numbers.kid(samples, held_out)
-        return energy_metric(samples, held_out)
+            return Judgement(self.image_numbers.kid(samples, held_out))
+        if self.metric_name == "energy":
+            return Judgement(energy_metric(samples, held_out), energy_by_row(samples, held_out))
+        if self.metric_name == "energy_score":
+            others = self.samples(velocity, held_out, num_steps, self.config.num_repeats + repeat)
+            rows = energy_score(samples, others, held_out)
+        else:
+            rows = reconstruction_errors(samples, held_out)
+        return Judgement(float(rows.mean()), rows)
 
-    def held_out_loss(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> float:
-        """The flow-matching loss at the noise and times of a repeat."""
+    def held_out_losses(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> Tensor:
+        """The flow-matching loss of each row at the noise and times of a repeat: (n,)."""
         generator = keyed_generator(self.seed, "held out loss", repeat)
-        return held_out_loss(
+        return held_out_losses(
             velocity, held_out.x_1, held_out.condition, generator=generator, batch_size=self.config.batch_size
         )
 
     def score(self, velocity: Velocity, step: int) -> Score:
         """The selection metric on the validation splits."""
-        target = self._mean_over_steps(velocity, self.selection_split)
-        base = self._mean_over_steps(velocity, "base_validation") if "base_validation" in self.data.splits else []
-        return Score(step, target, base, self.action_diversity(velocity, self.selection_split))
+        target, rows = self._over_steps(velocity, self.selection_split)
+        base = self._over_steps(velocity, "base_validation")[0] if "base_validation" in self.data.splits else []
+        return Score(step, target, base, self.action_diversity(velocity, self.selection_split), rows)
 
     def action_diversity(self, velocity: Velocity, split: str) -> float | None:
         """See `diversity.action_diversity`, under observations spread over a split, mean over the numbers of steps of the selection; None for what is
@@ -211,10 +232,16 @@ class Evaluator:
             self._observed[split] = self.data.rows(split, index)
         return self._observed[split]
 
-    def _mean_over_steps(self, velocity: Velocity, split: str) -> list[float]:
+    def _over_steps(self, velocity: Velocity, split: str) -> tuple[list[float], list[float]]:
+        """Means over the numbers of steps of the selection: of the metric, for each repeat or episode, and of what each row adds, over the repeats."""
         steps = self.select_steps[:1] if self.metric_name == "held_out_loss" else self.select_steps
-        columns = [self.distances(velocity, split, n) for n in steps]
-        return [sum(row) / len(row) for row in zip(*columns, strict=True)]
+        if self.rollouts is not None:
+            columns = [self.distances(velocity, split, n) for n in steps]
+            return [sum(row) / len(row) for row in zip(*columns, strict=True)], []
+        draws = [[self._judge(velocity, split, n, r) for n in steps] for r in range(self.config.num_repeats)]
+        values = [sum(judged.value for judged in draw) / len(draw) for draw in draws]
+        rows = [judged.rows for draw in draws for judged in draw if judged.rows is not None]
+        return values, torch.stack(rows).mean(dim=0).tolist() if rows else []
 
     def settings(self) -> dict[str, Any]:
         """What the report depends on beside the model and the data; runs with the same can stand side by side."""

@@ -41,7 +41,7 @@ def run_results(run: Run, result: TrainResult) -> dict[str, Any]:
         "labels": run.data.labels("train") if "class_labels" in run.data.condition_columns else [],
         "seed": run.config.seed,
         "selection": {
-            **result.selection.state(),
+            "scores": result.selection.told(),
             "metric": evaluator.metric_name,
             "split": evaluator.selection_split,
             "num_steps": evaluator.select_steps,

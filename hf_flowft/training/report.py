@@ -90,7 +90,11 @@ def _of_samples(judged: _Judged, split: str, num_steps: int) -> list[dict[str, f
     held_out, found = evaluator.held_out(split), []
     for repeat in range(evaluator.config.num_repeats):
         samples = judged.samples(split, num_steps, repeat)
-        numbers = {evaluator.metric_name: evaluator.distance_of(samples, held_out)} if judges_samples else {}
+        numbers = {}
+        if judges_samples:
+            numbers[evaluator.metric_name] = evaluator.judge_samples(
+                velocity, samples, held_out, num_steps, repeat
+            ).value
         found.append(numbers | (evaluator.image_numbers(samples, held_out) if judges_images else {}))
     return found
 
@@ -139,7 +143,7 @@ def _of_one_draw(judged: _Judged, held_out: Batch, train: Tensor, repeat: int) -
         numbers["diversity"] = diversity(samples)
     if not evaluator.is_flow:
         return numbers
-    numbers["held_out_loss"] = evaluator.held_out_loss(judged.velocity, held_out, repeat)
+    numbers["held_out_loss"] = float(evaluator.held_out_losses(judged.velocity, held_out, repeat).mean())
     if _has_paths(evaluator):
         noise, size = evaluator.noise(held_out, "paths", repeat), min(NUM_SAMPLES, evaluator.config.batch_size)
         geometry = path_geometry(judged.velocity, noise, held_out.condition, num_steps=16, batch_size=size)

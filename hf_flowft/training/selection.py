@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .evaluation import Score
@@ -11,7 +11,7 @@ from .settings import EvalConfig
 
 
 def paired_difference(values: list[float], others: list[float]) -> tuple[float, float]:
-    """The mean of values - others over common noise draws, and its standard error (0 of a single draw)."""
+    """The mean of values - others over common noise draws or rows, and its standard error (0 of a single one)."""
     differences = [a - b for a, b in zip(values, others, strict=True)]
     mean = sum(differences) / len(differences)
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1))
@@ -23,7 +23,8 @@ class Selection:
     """The candidates seen so far; the first one is the base.
 
     A candidate is eligible when it keeps within the forgetting limit; the best eligible one is returned if it beats the base by more than
-    `min_delta` standard errors of the paired difference over the repeats (of a policy: over the episodes), and the base otherwise.
+    `min_delta` standard errors of the paired difference, and the base otherwise. The error is the larger of two: over the repeats, which are the
+    noise (of a policy: over the episodes), and over the held-out rows, where the metric is a matter of rows: others would have been as good to judge on.
     """
 
     config: EvalConfig
@@ -32,6 +33,11 @@ class Selection:
 
     def add(self, score: Score) -> bool:
         """Enter a candidate; True when it is the best so far (the base, entered first, always is; any number beats none)."""
+        if self.scores:
+            known = self.base.rows and score.rows
+            score = replace(
+                score, rows=[], row_error=paired_difference(self.base.rows, score.rows)[1] if known else 0.0
+            )
         self.scores.append(score)
         if self.best is None or (self.eligible(score) and not score.value >= self.best.value):
             self.best = score
@@ -54,8 +60,9 @@ class Selection:
         return rise <= max((limit - 1) * abs(self.base.forgetting), error)
 
     def improvement(self) -> tuple[float, float]:
-        """How much lower the best is than the base, and the standard error of that difference over the common noise draws."""
-        return paired_difference(self.base.target, self.best.target)
+        """How much lower the best is than the base, and the standard error of that difference."""
+        gain, error = paired_difference(self.base.target, self.best.target)
+        return gain, max(error, self.best.row_error)
 
     @property
     def improved(self) -> bool:
@@ -84,13 +91,17 @@ class Selection:
                 f"for the base (lower is better; difference {gain:.3g} +- {error:.2g})."
             )
         return (
-            f"Nothing beat the base on the {split} split ({metric} {self.base.value:.4g}) by more than {self.config.min_delta:g} standard errors"
+            f"Nothing beat the base on the {split} split ({metric} {self.base.value:.4g}) by more than {self.config.min_delta:g} standard error{'' if self.config.min_delta == 1 else 's'}"
             f"{'' if self.best is self.base else f'; the best attempt was {self.best.value:.4g} at step {self.best.step}'}: the base is returned."
         )
 
     def state(self) -> dict[str, Any]:
-        """JSON-able, for checkpoints and results."""
+        """JSON-able, for checkpoints."""
         return {"scores": [asdict(score) for score in self.scores], "best_step": self.best.step if self.best else None}
+
+    def told(self) -> list[dict[str, Any]]:
+        """The scores for results and cards, without what single rows add."""
+        return [{key: value for key, value in score.items() if key != "rows"} for score in self.state()["scores"]]
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore `state`."""

@@ -11,7 +11,7 @@ from ..environments.corruptions import parse_corruptions
 from ..solvers import FixedMethod
 from ..times import TemperatureSchedule
 
-Metric = Literal["auto", "energy", "frechet", "kid", "held_out_loss", "reconstruction"]
+Metric = Literal["auto", "energy", "frechet", "kid", "held_out_loss", "energy_score", "reconstruction"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,10 @@ class EvalConfig(Choices):
     metric: Metric = "auto"
     """What selects the model, on the validation split. energy: energy distance of samples to held-out data, within labels where there are labels;
     frechet: Frechet distance on the features handed to the trainer; kid: of images, kernel distance on the features of EfficientNet-lite0
-    (`hf_flowft[metrics]`); held_out_loss: flow-matching loss at fixed noise and times; reconstruction: mean squared error of one sample under each
-    held-out condition. auto: frechet where features are given, energy for vectors and images of up to 256
-    numbers, held_out_loss otherwise; where that says nothing, after MLE, with OT pairs or of what is no flow, energy, or reconstruction under observations."""
+    (`hf_flowft[metrics]`); held_out_loss: flow-matching loss at fixed noise and times; energy_score: of two samples under each held-out condition, whose
+    law it judges; reconstruction: mean squared error of one, which is lowest for who draws the mean alone. auto: frechet where features are given,
+    energy for vectors and images of up to 256 numbers, held_out_loss otherwise; where that says nothing, after MLE, with OT pairs or of what is no
+    flow, energy, or energy_score under vectors and observations."""
     environment: str = ""
     """For policies: select and report by rollouts in this environment (pusht, metaworld/TASK ...) instead of `metric`; one minus the mean
     reached reward, from validation starts, and from test starts in the report. Reconstruction and loss are no proxies for control."""
@@ -139,8 +140,9 @@ class EvalConfig(Choices):
     """Held-out rows used at most."""
     batch_size: int = 1024
     """Samples generated at once."""
-    min_delta: float = 1.0
-    """A candidate replaces the base only when it is better by more than so many standard errors of the paired difference."""
+    min_delta: float = 2.0
+    """A candidate replaces the base only when it is better by more than so many standard errors of the paired difference: over noise draws and over
+    held-out rows (frechet, kid and metrics of your own: over noise draws alone). The best of many candidates is somewhat lucky: on few held-out rows ask for 3."""
     forgetting_limit: float = 0.0
     """Candidates whose metric on the base's data exceeds so many times the base's are not eligible, unless it has risen by no more than the standard
     error of the paired difference; 0 for no limit."""
