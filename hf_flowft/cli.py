@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="write the numbers to this JSON file")
     sample = _verb(verbs, "sample", "draw samples of a pipeline", _sample)
     sample.add_argument("pipeline", help="a pipeline folder or a repository on the Hub")
-    sample.add_argument("--labels", type=int, nargs="*", help="class labels, one a sample")
-    sample.add_argument("--num", type=int, default=16, help="number of samples, without labels")
+    sample.add_argument("--labels", type=int, nargs="*", help="class labels, one a sample, or one for --num samples")
+    sample.add_argument("--num", type=int, help="number of samples, without labels or with one; default 16")
     sample.add_argument("--steps", type=int, default=16, help="solver steps")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", default="samples.png", help=".png for images, .npy for anything")
@@ -202,7 +202,15 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
     if isinstance(pipeline, FlowPolicyPipeline):
         raise ValueError("a policy acts under observations: run it with `hf-flowft rollout`.")
     generator = torch.Generator().manual_seed(options.seed)
-    call = {"class_labels": options.labels} if options.labels else {"batch_size": options.num}
+    call = (
+        {"class_labels": options.labels}
+        if options.labels
+        else {"batch_size": 16 if options.num is None else options.num}
+    )
+    if options.labels and options.num is not None:
+        if len(options.labels) > 1:
+            raise ValueError(f"--num {options.num} goes with one label or none, got {len(options.labels)} labels.")
+        call = {"class_labels": options.labels * options.num}
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     samples: Any = pipeline(num_inference_steps=options.steps, generator=generator, output_type="pt", **call)[0]
     samples = samples.cpu()

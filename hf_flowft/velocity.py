@@ -55,6 +55,10 @@ class Velocity(nn.Module):
             v = velocity_from_output(self.model(sample, timestep=timestep, return_dict=False, **condition)[0])
         else:
             v = self.model(sample, _rows(_float32(t), x), **condition)
+        if not isinstance(v, Tensor):
+            raise ValueError(
+                f"a velocity is one tensor, but the model returns a {type(v).__name__}: wrap it, or return v."
+            )
         if v.shape != x.shape:
             raise ValueError(
                 f"a velocity has the shape of its sample, but the model maps {tuple(x.shape)} to {tuple(v.shape)}; "

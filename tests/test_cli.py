@@ -155,7 +155,7 @@ def test_wrong_settings_are_one_sentence(words, capsys, base, tmp_path):
         capsys, "expected an option such as --train.num_steps 100, got 'extra'", "finetune", "plain", *words, "extra"
     )
     refused(capsys, "cannot read the config nowhere.yaml", "pretrain", "--config", "nowhere.yaml")
-    refused(capsys, "the section data must hold settings", "pretrain")
+    refused(capsys, "nothing says what data is: give --config FILE, or --data.name, one of toy", "pretrain")
     refused(capsys, "model.path must name the pretrained pipeline", "finetune", "plain", *words, "--model.path=")
     refused(capsys, "is no folder here", "finetune", "plain", *words, "--model.path=no/thing")
     assert not (tmp_path / "run").exists()
@@ -200,10 +200,19 @@ def test_a_run_that_diverges_is_one_sentence(words, capsys, tmp_path):
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_many_samples_of_one_label(base, capsys, tmp_path):
+    """--num goes with one label, and with none; a policy has observations."""
+    out = tmp_path / "five.npy"
+    assert main(["sample", str(base), "--labels", "3", "--num", "5", "--out", str(out)]) == 0
+    assert len(np.load(out)) == 5
+    capsys.readouterr()
+    refused(capsys, "--num 5 goes with one label or none", "sample", base, "--labels", 3, 4, "--num", 5, "--out", out)
+
+
 def test_samples_that_cannot_be_are_one_sentence(base, capsys, tmp_path):
     out = tmp_path / "a.png"
     refused(capsys, "--out must end in .png (images) or .npy (anything), got 'a.txt'", "sample", base, "--out", "a.txt")
-    refused(capsys, "labels of this model are 0 to 10, got 99", "sample", base, "--labels", 99, "--out", out)
+    refused(capsys, "labels of this model are 0 to 9, got 99", "sample", base, "--labels", 99, "--out", out)
     refused(capsys, "conditioned on ['class_labels']", "sample", base, "--num", 2, "--out", out)
     refused(
         capsys,

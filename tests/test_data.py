@@ -252,6 +252,27 @@ def test_numbers_in_memory_of_any_kind(make):
     assert data.identity != from_tensors("table", x + 1, x[:2], x[2:4]).identity
 
 
+def test_labels_and_conditions_in_memory():
+    """They stand beside their samples, and are a part of what the data are; other numbers of them are refused."""
+    x, labels = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 2, 1, 0, 2, 2])
+    three = (labels, labels[:2], labels[2:4])
+    data = from_tensors("t", x, x[:2], x[2:4], labels=three, condition=(x, x[:2], x[2:4]))
+    batch = data.rows("train", [4, 1])
+    assert batch.condition["class_labels"].tolist() == [2, 2]
+    assert torch.equal(batch.condition["condition"], batch.x_1)
+    assert data.num_classes == 3
+    assert data.identity != from_tensors("t", x, x[:2], x[2:4], labels=three).identity
+    for labels, message in (
+        (three[:2], "class_labels of 't' must be 3 tensors, for train, validation, test; got 2"),
+        ((three[0], *three[:2]), r"as many labels and conditions as samples in each split, got .*\[6, 6, 2\]"),
+        ((x, x[:2], x[2:4]), "must hold one whole number a row"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_tensors("t", x, x[:2], x[2:4], labels=labels).num_classes  # noqa: B018
+    with pytest.raises(ValueError, match="split 'test' of 't' is complex: give real and imaginary part"):
+        from_tensors("t", x, x, x.to(torch.complex64))
+
+
 def test_numbers_in_memory_that_are_no_samples():
     """A number in the place of a sample, and what is not finite, by its row."""
     x = torch.ones(6, 2)

@@ -26,10 +26,19 @@ from hf_flowft.velocity import Velocity
 EVAL = EvalConfig(every=2, num_repeats=2, select_num_steps=[2], max_samples=16)
 
 
-def trainer(data=None, model=None, folder=None, **train):
-    data = data or toy()
+def trainer(data=None, model=None, folder=None, objective=None, evaluation=EVAL, **train):
+    data = toy() if data is None else data
     config = TrainConfig(**{"num_steps": 4, "batch_size": 8, "checkpoint_every": 2, **train})
-    return FlowTrainer(model or network(data), data, FlowMatchingObjective(), config, EVAL, folder)
+    objective = objective or FlowMatchingObjective()
+    return FlowTrainer(model or network(data), data, objective, config, evaluation, folder)
+
+
+class Pair(torch.nn.Linear):
+    """A network that returns two things."""
+
+    def forward(self, x, t):
+        """(v, v)"""
+        return (v := super().forward(x)), v
 
 
 def flow_data(rows, shape=(2,), **columns):
@@ -69,6 +78,16 @@ GOOD = [[0.1 * i, 0.2 * i] for i in range(16)]
             lambda: trainer(from_tensors("t", torch.zeros(9, 2), torch.zeros(1, 2), torch.zeros(9, 2))),
             "gives 1 rows.*needs two",
         ),
+        (
+            lambda: trainer(torch.zeros(9, 2), Pair(2, 2)),
+            "FlowTrainer takes a FlowData, got a Tensor: from_tensors makes one",
+        ),
+        (lambda: trainer(toy(), objective="fm"), "FlowTrainer takes a Objective, got a str: build it first"),
+        (lambda: trainer(toy(), model=Pair(2, 2)).train(), "one tensor, but the model returns a tuple"),
+        (
+            lambda: trainer(toy(), evaluation=dataclasses.replace(EVAL, forgetting_limit=1.1)),
+            "eval.forgetting_limit 1.1 limits what is lost of the base's data, but 'five_gaussians' names none",
+        ),
     ],
     ids=lambda value: None if callable(value) else value[:30],
 )
@@ -95,7 +114,7 @@ def test_data_that_cannot_be_used(make, message):
         (lambda: TrainConfig(ema_decay=1.0), r"train.ema_decay must be in \[0, 1\), where 0 turns it off, got 1"),
         (
             lambda: EvalConfig(metric="fid"),
-            "must be one of auto, energy, frechet, kid, held_out_loss, reconstruction, got 'fid'",
+            "must be one of auto, energy, frechet, kid, held_out_loss, energy_score, reconstruction, got 'fid'",
         ),
     ],
     ids=lambda value: None if callable(value) else value[:30],

@@ -259,7 +259,9 @@ def test_missing_captions_are_named(tmp_path, folders, cache):
         data(tmp_path, caption_column="words")
     lines = (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()
     (tmp_path / "images" / "metadata.jsonl").write_text("\n".join([lines[0].replace(CAPTIONS[0], ""), *lines[1:]]))
-    with pytest.raises(ValueError, match=r"row \d+ of split '\w+' of 'images' has no caption"):
+    with pytest.raises(
+        ValueError, match=r"row \d+ of split '\w+' of 'images' \(\w+\.png\) has no caption but '': give it one"
+    ):
         encode(data(tmp_path), Encoder(find_base(str(folders["sd3"]))))
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from test_resume import assert_same, last_weights
+from tiny import pretrained
 from tiny_latents import PIPELINES, captioned, saved, settings
 
 from hf_flowft import Callback, FlowPipeline, FrozenVelocity, Run, load_config
@@ -485,6 +486,13 @@ def test_an_adapter_keeps_its_precision_on_a_base_of_less(home, tmp_path):
             assert torch.equal(weights[f"{name}.{adapter}.weight{end}"], expected), name
     with pytest.raises(ValueError, match=r"no dropout: leave out model.dropout 0.1"):
         run(home, tmp_path / "third", **{"model.start": start, "model.dropout": 0.1})
+
+
+def test_a_flow_of_our_own_takes_no_adapter(home, tmp_path):
+    """A pipeline of this package, whose class in the index is a pair of names, is told what it is."""
+    pretrained("toy").save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"own holds a .*FlowPipeline.*; the text-to-image flows that can be"):
+        run(home, tmp_path / "run", **{"model.path": tmp_path / "own"})
 
 
 def test_what_cannot_be_a_part_of_the_base(home, tmp_path):

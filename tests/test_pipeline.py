@@ -256,6 +256,13 @@ def test_likelihood_is_the_density_in_data_units(num_probes):
 # Refusals
 
 
+def test_no_label_is_a_label_where_it_was_trained():
+    """The row after the last label, of a model that was trained with dropped labels."""
+    pipeline = labelled()
+    pipeline.register_to_config(description={**pipeline.description, "null_condition": {"class_labels": 4}})
+    assert len(pipeline(class_labels=[0, 4], output_type="pt").samples) == 2
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -264,7 +271,8 @@ def test_likelihood_is_the_density_in_data_units(num_probes):
         ({"solver": "euler"}, "fixed-step solvers belong to the scheduler"),
         ({"num_inference_steps": 0}, "at least 1, got 0"),
         ({"batch_size": 0, "class_labels": None}, r"conditioned on \['class_labels'\], got none"),
-        ({"class_labels": [0, 9]}, "labels of this model are 0 to 4, got 9"),
+        ({"class_labels": [0, 9]}, "labels of this model are 0 to 3, got 9"),
+        ({"class_labels": 4}, "labels of this model are 0 to 3, got 4"),
         ({"class_labels": -1}, "got -1"),
         ({"class_labels": []}, "at least one sample"),
         ({"latents": torch.zeros(2, 3)}, r"must have shape \(2, 2\), got \(2, 3\)"),

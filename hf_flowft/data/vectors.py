@@ -24,6 +24,9 @@ LOST, NOISE = 0.1, 1e-12
 """Rounding by more than this part of its spread spoils a number; a spread below that part of its value is rounding itself, and nothing is lost."""
 
 
+OWN = ("train", "validation", "test")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VectorsConfig(SourceConfig):
     """A table of vectors; `path` may also be an .npz file."""
@@ -147,18 +150,51 @@ def load_vectors(config: VectorsConfig) -> FlowData:
 
 
 def from_tensors(
-    name: str, train: torch.Tensor | np.ndarray, validation: torch.Tensor | np.ndarray, test: torch.Tensor | np.ndarray
+    name: str,
+    train: torch.Tensor | np.ndarray,
+    validation: torch.Tensor | np.ndarray,
+    test: torch.Tensor | np.ndarray,
+    *,
+    labels: Sequence[torch.Tensor | np.ndarray] | None = None,
+    condition: Sequence[torch.Tensor | np.ndarray] | None = None,
 ) -> FlowData:
-    """Unconditional vectors or arrays already in memory, as flow data: (n, *event) each, used as they are, in float32.
+    """Vectors or arrays already in memory, as flow data: (n, *event) each, used as they are, in float32.
 
-    Tensors on any device and of any type, arrays and lists are taken.  Raises: ValueError for a number in the place of a sample, or what is not
-    finite, by its row.
+    Tensors on any device and of any type, arrays and lists are taken.
+
+    Args: `labels`: three tensors (n,) of whole numbers, for train, validation and test; `condition`: three of vectors (n, d).
+    Raises: ValueError for a number in the place of a sample, what is not finite, by its row, and conditions of other rows than the samples.
     """
-    given = {"train": train, "validation": validation, "test": test}
-    parts = {split: _held(x, f"the split {split!r} of {name!r}") for split, x in given.items()}
-    splits = {split: Dataset.from_dict({"sample": list(x.numpy())}) for split, x in parts.items()}
-    facts = {"source": "tensors", "digest": tensors_digest(parts)}
-    return FlowData(name=name, splits=splits, event_shape=tuple(parts["train"].shape[1:]), facts=facts)
+    given = {"sample": (train, validation, test), "class_labels": labels, "condition": condition}
+    columns = {key: _of_splits(parts, key, name) for key, parts in given.items() if parts is not None}
+    sizes = {key: [len(part) for part in parts.values()] for key, parts in columns.items()}
+    if any(size != sizes["sample"] for size in sizes.values()):
+        raise ValueError(f"{name!r} must have as many labels and conditions as samples in each split, got {sizes}.")
+    splits = {
+        split: Dataset.from_dict({key: list(parts[split].numpy()) for key, parts in columns.items()}) for split in OWN
+    }
+    named = {
+        split if key == "sample" else f"{split}/{key}": x
+        for key, parts in columns.items()
+        for split, x in parts.items()
+    }
+    return FlowData(
+        name=name,
+        splits=splits,
+        event_shape=tuple(columns["sample"]["train"].shape[1:]),
+        condition_columns={key: key for key in columns if key != "sample"},
+        facts={"source": "tensors", "digest": tensors_digest(named)},
+    )
+
+
+def _of_splits(parts: Sequence[torch.Tensor | np.ndarray], key: str, name: str) -> dict[str, torch.Tensor]:
+    """What was given for train, validation and test.  Raises: ValueError for another number of tensors, and as `_held`."""
+    if len(parts) != len(OWN):
+        raise ValueError(f"the {key} of {name!r} must be {len(OWN)} tensors, for {', '.join(OWN)}; got {len(parts)}.")
+    if key == "class_labels":
+        return {split: torch.as_tensor(x).detach().cpu() for split, x in zip(OWN, parts, strict=True)}
+    where = "" if key == "sample" else f"the {key} of "
+    return {split: _held(x, f"{where}the split {split!r} of {name!r}") for split, x in zip(OWN, parts, strict=True)}
 
 
 def _held(values: torch.Tensor | np.ndarray, place: str) -> torch.Tensor:

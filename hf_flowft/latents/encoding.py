@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Array2D, Array3D, Dataset, Features, Value
+from datasets import Array2D, Array3D, Dataset, Features, Image, Value
 from datasets import Sequence as Series
 from datasets import config as datasets_config
 from datasets.arrow_writer import ArrowWriter
@@ -213,9 +213,20 @@ def _captions(data: FlowData, *splits: str) -> list[str]:
     for split in splits or data.splits:
         for row, caption in enumerate(data.splits[split][data.caption_column][:]):
             if not isinstance(caption, str) or not caption.strip():
-                raise ValueError(f"row {row} of split {split!r} of {data.name!r} has no caption.")
+                raise ValueError(
+                    f"row {row} of split {split!r} of {data.name!r}{_file(data, split, row)} has no caption but {caption!r}: give it one in words, or "
+                    "data.prompt for all."
+                )
             found[caption] = None
     return list(found)
+
+
+def _file(data: FlowData, split: str, row: int) -> str:
+    """The file of an image, where it came from one."""
+    stored = (
+        data.splits[split].select([row]).cast_column(data.sample_column, Image(decode=False))[0][data.sample_column]
+    )
+    return f" ({Path(stored['path']).name})" if stored and stored.get("path") else ""
 
 
 def fingerprint(data: FlowData, encoder: Encoder) -> str:

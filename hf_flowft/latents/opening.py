@@ -80,7 +80,7 @@ def family_of(path: str, revision: str = "") -> LatentFamily:
     if not path:
         raise ValueError("model.path must name the pretrained pipeline: a folder, or a repository on the Hub.")
     kind = read_described(path, revision, INDEX).get("_class_name")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"{path} holds a {shown(kind)}; the text-to-image flows that can be fine-tuned are {', '.join(FAMILIES)}. (Stable Diffusion 1, 2 and "
             "XL are no flows: their networks predict noise.)"

@@ -266,7 +266,9 @@ class FlowPipeline(SavedPipeline):
         return GuidedVelocity(velocity, guidance_scale, null)
 
     def _condition(self, batch_size: int, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:
-        given = condition_tensors(batch_size, class_labels, condition, self.conditions, label_rows(self.model))
+        rows = label_rows(self.model)  # the last is "no label", which means something where it was trained
+        known = rows if self.description.get("null_condition") else self.model.config.get("num_classes") or rows
+        given = condition_tensors(batch_size, class_labels, condition, self.conditions, known)
         if "condition" in given:
             given["condition"] = self.condition_normalisation.apply(given["condition"])
         return {key: value.to(self._execution_device) for key, value in given.items()}

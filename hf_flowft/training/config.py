@@ -182,6 +182,10 @@ def build_config(settings: dict[str, Any]) -> RunConfig:
 
 
 def _typed(section: str, kinds: dict[str, type], values: Any) -> Any:
+    if values is None:
+        raise ValueError(
+            f"nothing says what {section} is: give --config FILE, or --{section}.name, one of {', '.join(kinds)}."
+        )
     values = _mapping(section, values)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in kinds:

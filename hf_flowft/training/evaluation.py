@@ -99,6 +99,11 @@ class Evaluator:
         self.image_numbers = ImageNumbers(config, data, training_device()) if of_images else None
         self._held_out, self._observed = dict[str, Batch](), dict[str, Batch]()
         self._require_rows()
+        if config.forgetting_limit and "base_validation" not in data.splits:
+            raise ValueError(
+                f"eval.forgetting_limit {config.forgetting_limit:g} limits what is lost of the base's data, but {data.name!r} names none (base_labels, "
+                "base_tasks, or samples of a text-to-image base): name them, or set it to 0."
+            )
 
     def _require_rows(self) -> None:
         """A split that is too small for the metric is named before the training, not after it."""

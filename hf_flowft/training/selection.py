@@ -85,6 +85,8 @@ class Selection:
     def verdict(self, metric: str, split: str) -> str:
         """One sentence for the log, the results and the card; `split`: what the candidates were judged on."""
         gain, error = self.improvement()
+        if not any(math.isfinite(score.value) for score in self.scores):
+            return f"{metric} on the {split} split was never a finite number, so that nothing could be compared: the base is returned."
         if self.improved:
             return (
                 f"Step {self.best.step} is the best model on the {split} split: {metric} {self.best.value:.4g} against {self.base.value:.4g} "

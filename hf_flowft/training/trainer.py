@@ -73,6 +73,9 @@ class FlowTrainer:
         callbacks: Sequence[Callback] = (),
         identity: dict[str, Any] | None = None,
     ):
+        for given, kind, how in ((data, FlowData, "from_tensors makes one"), (objective, Objective, "build it first")):
+            if not isinstance(given, kind):
+                raise ValueError(f"FlowTrainer takes a {kind.__name__}, got a {type(given).__name__}: {how}.")
         self.model, self.data, self.config, self.seed = model, data, train, seed
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.callbacks = callbacks
