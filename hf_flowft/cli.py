@@ -80,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     finetune.add_argument(
         "method",
         choices=METHODS,
-        help="plain: flow matching; gft: gradual; mle: reconstructions; prior: preservation by images; gav: viscosity",
+        help="plain: flow matching; gft: gradual fine-tuning; mle: maximum likelihood of reconstructions; prior: prior preservation, the base's own "
+        "samples as data; gav: artificial viscosity, a residual on the frozen base",
     )
     finetune.add_argument(
         "--plan",
@@ -112,7 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--quick", action="store_true", help="a small version, to see that it runs")
     study.add_argument(
         "--data",
-        help="policy: a LeRobotDataset of Push-T (folder or Hub id; planned without it); mnist, captions: a folder with images/mnist.npz",
+        help="policy: a LeRobotDataset of Push-T (folder or Hub id; planned without it); mnist: a folder with mnist_unet/, images/ "
+        "and models/; captions: a folder with images/mnist.npz (scikit-learn's digits without it)",
     )
     demo = _verb(verbs, "demo", "digits: pretrain, fine-tune by every method, compare", _demo)
     demo.add_argument("--out", default="runs/demo")

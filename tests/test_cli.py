@@ -125,6 +125,10 @@ def test_every_study_is_there():
 
 def test_settings_are_printed(capsys):
     assert main(["finetune", "gft", "--settings"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("  --output_dir FOLDER")
+    assert "--seed SEED" in out
+    assert main(["finetune", "gft", "--settings"]) == 0
     assert "--objective.replay_weight" in capsys.readouterr().out
 
 

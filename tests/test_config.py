@@ -214,7 +214,9 @@ def test_wrong_values_are_refused(override, message):
 
 def test_sections_that_are_needed():
     for section in KINDS:
-        with pytest.raises(ValueError, match=f"nothing says what {section} is: give --config FILE, or --{section}.name, one of"):
+        with pytest.raises(
+            ValueError, match=f"nothing says what {section} is: give --config FILE, or --{section}.name, one of"
+        ):
             build_config({k: v for k, v in SMALL.items() if k != section})
 
 

@@ -236,6 +236,8 @@ def section_parser(section: str, kind: type) -> ArgumentParser:
 
 def print_settings() -> None:
     """Every setting of every section, with its documentation and default."""
+    print("  --output_dir FOLDER   The folder of the run. (default: runs/run)")
+    print("  --seed SEED           Of initial weights, batches, noise and pairs. (type: int, default: 0)")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     for section, kinds in KINDS.items():
         for name, kind in kinds.items():
