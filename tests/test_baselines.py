@@ -304,11 +304,11 @@ def test_a_diffusion_policy_is_fine_tuned_as_one(place, runs, capsys):
     assert not any((place / "no").iterdir())
 
 
-def test_without_rollouts_they_are_judged_by_reconstruction(place, capsys):
+def test_without_rollouts_they_are_judged_by_the_energy_score(place, capsys):
     """The loss of a flow is no choice."""
     told = unrolled(words(place, "judged", *FRESH, "--objective.name=bc"))
     run = Run(load_config(None, told), progress=False)
-    assert run.trainer.evaluator.metric_name == "reconstruction"
+    assert run.trainer.evaluator.metric_name == "energy_score"
     assert main(["pretrain", *told, "--eval.metric=held_out_loss"]) == 2
     assert "held_out_loss is that of a flow, but this model predicts the mean" in capsys.readouterr().err
 

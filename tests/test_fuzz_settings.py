@@ -81,7 +81,7 @@ word = st.one_of(
 class NoRun:
     """Stands for a run that ends at once."""
 
-    results = {}
+    results, stopped = {}, False
 
     def __init__(self, config):
         self.config = config

@@ -104,7 +104,8 @@ def test_half_precision_runs(generator):
         ({"activation": "sine"}, "unknown activation 'sine'; choose one of relu, silu, gelu, tanh"),
         ({"time": "concat", "num_classes": 3}, "labels need time='film'"),
         ({"time": "fourier"}, "unknown time 'fourier'; choose film or concat"),
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers and hidden_dim must be at least 1, got 0 and 256"),
+        ({"hidden_dim": -1}, "num_layers and hidden_dim must be at least 1, got 3 and -1"),
     ],
     ids=str,
 )
