@@ -174,28 +174,6 @@ def velocity_drift(
     return _mean_square(v - base)
 
 
-def held_out_loss(
-    velocity: Velocity,
-    x_1: Tensor,
-    condition: Condition | None = None,
-    *,
-    generator: torch.Generator,
-    path: Path = LINEAR,
-    coupling: Coupling = IndependentCoupling(),
-    times: TimeDensity = TimeDensity(),
-    batch_size: int = 1024,
-) -> float:
-    """The flow-matching loss of held-out data at noise and times fixed by the generator, in squared data units; lower is better.
-
-    A generator with the same key gives every model the same noise and times, so that differences are of the models. The loss contains the
-    variance of the target, so it does not go to 0; it compares models trained with the same coupling only.
-
-    Args: `x_1`: (n, *event); `generator`: on the CPU, e.g. `keyed_generator(seed, "held out")`.
-    """
-    options: dict[str, Any] = {"path": path, "coupling": coupling, "times": times, "batch_size": batch_size}
-    return _finite(held_out_losses(velocity, x_1, condition, generator=generator, **options).mean().item())
-
-
 def held_out_losses(
     velocity: Velocity,
     x_1: Tensor,
@@ -207,10 +185,24 @@ def held_out_losses(
     times: TimeDensity = TimeDensity(),
     batch_size: int = 1024,
 ) -> Tensor:
-    """`held_out_loss` of each row, in squared data units; lower is better: (n,), float64."""
+    """The flow-matching loss of each held-out row at noise and times fixed by the generator, in squared data units; lower is better.
+
+    A generator with the same key gives every model the same noise and times, so that differences are of the models. The loss contains the
+    variance of the target, so it does not go to 0; it compares models trained with the same coupling only.
+
+    Args: `x_1`: (n, *event); `generator`: on the CPU, e.g. `keyed_generator(seed, "held out")`.  Returns: (n,) float64.
+    """
     batch = draw_path_batch(Batch(x_1.cpu(), _cpu(condition)), path, coupling, times, generator, Shard())
     v = evaluate(velocity, batch.x_t, batch.t, batch.condition, batch_size=batch_size)
     return (v - batch.v_t).double().square().flatten(1).mean(dim=1)
+
+
+def held_out_loss(velocity: Velocity, x_1: Tensor, condition: Condition | None = None, **options: Any) -> float:
+    """The mean of `held_out_losses`, whose options it takes, in squared data units; lower is better.
+
+    Raises: ValueError for a field that is not finite there.
+    """
+    return _finite(held_out_losses(velocity, x_1, condition, **options).mean().item())
 
 
 @torch.no_grad()
