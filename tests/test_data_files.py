@@ -12,7 +12,7 @@ from hf_flowft.conventions import time_grid
 from hf_flowft.data import ImagesConfig, VectorsConfig, load_images, load_vectors
 from hf_flowft.data.images import prepare_image
 from hf_flowft.sampling import generate
-from hf_flowft.training.batches import LoaderRows, MemoryRows, SampleOrder
+from hf_flowft.training.batches import LoaderRows, MemoryRows, SampleOrder, require_free_nulls
 
 
 @pytest.fixture(autouse=True)
@@ -329,6 +329,8 @@ def test_conditions_are_seen_in_their_own_spread(tmp_path):
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
     pascal = pipeline.known_conditions(80)["condition"][:, 0].numpy()
     assert {float(x) for x in pascal.round(-1)} <= {float(np.float32(x).round(-1)) for x in made["p"]}
+    with pytest.raises(ValueError, match="condition must be vectors of 2 numbers, got 1"):
+        pipeline(condition=torch.zeros(4, 1))
     other = load_vectors(
         vectors(write(tmp_path, "csv", {**made, "p": made["p"] + 1e5}), ["a"], condition_columns=["p", "q"])
     )
@@ -350,3 +352,21 @@ def test_what_single_precision_loses_is_refused(tmp_path):
         load_vectors(vectors(path, ["a"], condition_columns=["s"]))
     fine = {"a": table()["a"], "s": stamp - 1.7e9, "k": np.full(40, 1.7e9), "j": 0.1 + 1e-16 * np.arange(40)}
     load_vectors(vectors(write(tmp_path, "npz", fine), ["a", "s", "k", "j"]))
+
+
+def test_none_is_no_condition_of_the_data(tmp_path):
+    """The mean of normalised conditions stands for "none" (and a label for no label): rows that have it are not to be told from it."""
+    made = {"a": table()["a"], "p": np.tile([1.0, 2.0, 3.0, 2.0], 10), "q": np.tile([1.0, 3.0], 20)}
+    path = write(tmp_path, "npz", made)
+    whole = {"validation": 0, "test": 0, "normalise": False}
+    for column, shift, taken in (("p", 2.0, True), ("q", 2.0, False)):
+        data = load_vectors(vectors(path, ["a"], condition_columns=[column], **whole))
+        if taken:
+            with pytest.raises(ValueError, match='condition 2 as "none", but 20 rows of the data have it'):
+                require_free_nulls(data, {"condition": shift})
+        else:
+            require_free_nulls(data, {"condition": shift})
+    labelled = load_vectors(vectors(write(tmp_path, "csv", table()), ["a"], label_column="kind"))
+    with pytest.raises(ValueError, match=r'class_labels 1 as "none", but \d+ rows'):
+        require_free_nulls(labelled, {"class_labels": 1.0})
+    require_free_nulls(labelled, {"class_labels": float(labelled.num_classes)})

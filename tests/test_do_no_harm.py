@@ -13,8 +13,9 @@ from tiny import SMALL_RUN, network, pretrained, toy
 from hf_flowft import Callback, EvalConfig, FlowMatchingObjective, FlowTrainer, Run, TrainConfig, load_config
 from hf_flowft.training import NonFiniteLossError
 from hf_flowft.training.checkpoint import list_checkpoints, load_tensors
-from hf_flowft.training.evaluation import Score
+from hf_flowft.training.evaluation import Evaluator, Score
 from hf_flowft.training.selection import Selection
+from hf_flowft.velocity import Velocity
 
 # The rule
 
@@ -265,3 +266,25 @@ def test_checkpoints_are_limited_to_the_newest(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert not list((tmp_path / "checkpoints").glob(".*"))
     assert yaml.safe_load((tmp_path / "checkpoints" / "checkpoint-9" / "state.json").read_text())["step"] == 9
+
+
+def test_a_second_draw_that_runs_off_is_a_bad_score():
+    """The energy score draws twice: noise of the second draw that the field sends to infinity makes the score infinite, and ends nothing."""
+
+    class Edge(torch.nn.Module):
+        """Infinite beyond a radius."""
+
+        def __init__(self, radius):
+            super().__init__()
+            self.radius, self.weight = radius, torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, t, **condition):
+            """0 inside."""
+            far = x.norm(dim=1, keepdim=True) > self.radius
+            return torch.where(far, torch.inf, torch.zeros_like(x)) + 0 * self.weight
+
+    evaluator = Evaluator(toy(), EvalConfig(metric="energy_score", num_repeats=1, select_num_steps=[1], max_samples=16))
+    held_out = evaluator.held_out("validation")
+    reach = {repeat: evaluator.noise(held_out, repeat).norm(dim=1).max().item() for repeat in (0, 1)}
+    assert not math.isfinite(evaluator.score(Velocity(Edge(sum(reach.values()) / 2)), 0).value)
+    assert math.isfinite(evaluator.score(Velocity(Edge(10.0)), 0).value)

@@ -139,6 +139,14 @@ def test_fewer_steps_than_were_done(run_folder):
         trainer(run_folder, resume_from_checkpoint="latest", num_steps=3).train()
 
 
+def test_another_metric(run_folder, monkeypatch):
+    """What is left to the package and has become another since: scores of two metrics are not compared."""
+    run = trainer(run_folder, resume_from_checkpoint="latest", num_steps=5)
+    monkeypatch.setattr(run.evaluator, "metric_name", "energy_score")
+    with pytest.raises(CheckpointError, match=r"was selected by energy, and this run would be by energy_score: name"):
+        run.train()
+
+
 def test_other_data(run_folder):
     """Rows that were added or taken away since."""
     with pytest.raises(CheckpointError, match=r"the data are .*'train': 60.*, but .* was written with .*'train': 64"):

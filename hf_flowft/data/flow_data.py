@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,11 @@ class FlowData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be as it was when a run goes on: the commit or content the rows are from, what encoded them, and how many there are."""
+        """What must be as it was when a run goes on: the commit or content the rows are from, what encoded them, how many there are, and the units
+        of their conditions."""
         known: dict[str, Any] = {k: self.facts[k] for k in ("revision", "digest", "encoded") if k in self.facts}
+        if "policy" not in self.facts:  # whose settings say it
+            known |= {f"units of {key}": asdict(units) for key, units in self.condition_normalisation.items()}
         return {**known, "counts": self.counts}
 
     @property

@@ -77,15 +77,16 @@ def _prepare(rows: Dataset, numbers: Sequence[int], config: VectorsConfig) -> Da
     """The columns `sample` and `condition`, and that of the labels.  Raises: ValueError for no rows, or what are not finite numbers."""
     if len(rows) == 0:
         raise ValueError(f"the table is empty: its columns {', '.join(config.columns)} have no rows.")
-    made = {"sample": _joined(rows, config.columns, numbers)}
+    is_whole = not config.streaming  # the spread of a block of a stream says nothing
+    made = {"sample": _joined(rows, config.columns, numbers, is_whole)}
     if config.condition_columns:
-        made["condition"] = _joined(rows, config.condition_columns, numbers)
+        made["condition"] = _joined(rows, config.condition_columns, numbers, is_whole)
     if config.label_column:
         made[config.label_column] = rows.select_columns([config.label_column]).with_format("arrow")[:][0]
     return in_memory(pa.table(made))
 
 
-def _joined(rows: Dataset, columns: Sequence[str], numbers: Sequence[int]) -> pa.Array:
+def _joined(rows: Dataset, columns: Sequence[str], numbers: Sequence[int], is_whole: bool) -> pa.Array:
     """One array of vectors made of several columns.  Raises: ValueError for what are not finite numbers, by the number of the row."""
     exact = np.concatenate([_numbers(rows, column) for column in columns], axis=1)
     with np.errstate(over="ignore"):  # what is too large is named below
@@ -95,7 +96,8 @@ def _joined(rows: Dataset, columns: Sequence[str], numbers: Sequence[int]) -> pa
         raise ValueError(
             f"row {numbers[bad[0]]} of the table holds NaN, infinite or missing values in {', '.join(columns)} ({len(bad)} such rows); clean the data."
         )
-    _require_resolved(exact, values, columns)
+    if is_whole:
+        _require_resolved(exact, values, columns)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 

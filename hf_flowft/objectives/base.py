@@ -110,7 +110,7 @@ class ObjectiveContext:
         if coupling.expensive and (choice := self.candidates()) < MIN_CANDIDATES:
             raise ValueError(
                 f"the coupling {name!r} pairs noise and data within equal conditions, and in a batch only {choice:.1f} rows share theirs on average "
-                "(prompts, pictures and labels count): it would change nothing. Use objective.coupling independent, or a larger train.batch_size."
+                "(prompts, pictures and labels count): it would change nothing. Use independent noise (MLE: pairs of best_of_k or self), or a larger train.batch_size."
             )
         return coupling
 

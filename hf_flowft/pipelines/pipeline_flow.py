@@ -269,8 +269,12 @@ class FlowPipeline(SavedPipeline):
         rows = label_rows(self.model)  # the last is "no label", which means something where it was trained
         known = rows if self.description.get("null_condition") else self.model.config.get("num_classes") or rows
         given = condition_tensors(batch_size, class_labels, condition, self.conditions, known)
+        units = self.condition_normalisation
         if "condition" in given:
-            given["condition"] = self.condition_normalisation.apply(given["condition"])
+            width, wanted = given["condition"].shape[1], torch.tensor(units.mean).numel()
+            if isinstance(units.mean, list) and width != wanted:
+                raise ValueError(f"condition must be vectors of {wanted} numbers, got {width}.")
+            given["condition"] = units.apply(given["condition"])
         return {key: value.to(self._execution_device) for key, value in given.items()}
 
     def _condition_of(self, z: Tensor, class_labels: Any, condition: Tensor | None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..couplings import Shard
+from ..couplings import Shard, candidates
 from ..data import FlowData
 from ..environments.corruptions import augment, augment_images, parse_corruptions, require_sensors
 from ..models.observation import IMAGE_PREFIX
@@ -149,6 +149,10 @@ def drawn_batches(
     return prefetched(draws()) if objective.prefetch and shard.world_size == 1 else draws()
 
 
+NULLED, NEAR = ("class_labels", "condition"), 1e-3
+"""Conditions of which one value may stand for "none", and how near to it a vector is taken for it."""
+
+
 class Augmentation:
     """Worse sensors in training: each batch's observations with corruptions such as "gaussian:0.02+drop:0.05", drawn anew for every window.
 
@@ -218,3 +222,26 @@ class ConditionDropout:
             dropped = value if null is None else torch.full_like(value, null)
             condition[key] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), dropped, value)
         return batch.with_condition(condition)
+
+
+def require_free_nulls(data: FlowData, null_condition: dict[str, float | None]) -> None:
+    """Raises: ValueError when what would stand for "no condition" is a condition of the training data: the two would be learned as one."""
+    known = {key: null for key, null in null_condition.items() if null is not None and key in data.condition_columns}
+    for key, values in data.conditions("train", [key for key in known if key in NULLED]).items():
+        taken = (
+            ((values.double() - known[key]).abs().flatten(1) < NEAR).all(dim=1).sum()
+            if values.ndim > 1
+            else (values == known[key]).sum()
+        )
+        if taken:
+            raise ValueError(
+                f'train.condition_dropout would train {key} {known[key]:g} as "none", but {int(taken)} rows of the data have it (of vectors: in the '
+                "units of the model, where the mean is 0): the model needs a label more than the data, or set it to 0."
+            )
+
+
+def candidates_in_batches(data: FlowData, size: int) -> float:
+    """Among how many rows of a batch of `size` an assignment can choose, on average; pictures, too large to be compared, are taken to differ."""
+    if any(key.startswith(IMAGE_PREFIX) for key in data.condition_columns):
+        return 1.0
+    return candidates(data.conditions("train"), data.counts["train"], size)

@@ -177,16 +177,19 @@ class Evaluator:
             rows = self.held_out_losses(velocity, held_out, repeat)
             return Judgement(float(rows.mean()), rows)
         samples = self.samples(velocity, held_out, num_steps, repeat)
-        if not samples.isfinite().all():
-            return Judgement(math.inf)
         return self.judge_samples(velocity, samples, held_out, num_steps, repeat)
 
     def judge_samples(
         self, velocity: Velocity, samples: Tensor, held_out: Batch, num_steps: int, repeat: int
     ) -> Judgement:
-        """The metric of samples, as `samples` draws them."""
+        """The metric of samples, as `samples` draws them; infinite where one of them is not finite."""
         if self.user_metric is not None:
             return Judgement(float(self.user_metric(samples, held_out)))
+        others = samples
+        if self.metric_name == "energy_score":
+            others = self.samples(velocity, held_out, num_steps, self.config.num_repeats + repeat)
+        if not (samples.isfinite().all() and others.isfinite().all()):
+            return Judgement(math.inf)
         if self.metric_name == "frechet":
             return Judgement(float(frechet_distance(self.features(samples), self.features(held_out.x_1))))
         if self.metric_name == "kid":
@@ -194,7 +197,6 @@ class Evaluator:
         if self.metric_name == "energy":
             return Judgement(energy_metric(samples, held_out), energy_by_row(samples, held_out))
         if self.metric_name == "energy_score":
-            others = self.samples(velocity, held_out, num_steps, self.config.num_repeats + repeat)
             rows = energy_score(samples, others, held_out)
         else:
             rows = reconstruction_errors(samples, held_out)

@@ -54,6 +54,9 @@ NEWER = {
 }
 """Settings that older checkpoints do not name, and what they were there."""
 
+BEFORE = {"energy_score": "reconstruction"}
+"""What `eval.metric auto` chose in the place of a metric, for checkpoints that do not name theirs."""
+
 
 def save(trainer: FlowTrainer) -> None:
     """Write `checkpoints/checkpoint-<step>` of the run folder, from the main process; every process must call it."""
@@ -77,6 +80,7 @@ def save(trainer: FlowTrainer) -> None:
             "identity": trainer.identity,
             "frozen": trainer.frozen_digest,
             "data": trainer.data.identity,
+            "metric": trainer.evaluator.metric_name,
             "seconds": trainer.seconds,
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
@@ -135,6 +139,12 @@ def restore(trainer: FlowTrainer) -> Path | None:
 def _check(trainer: FlowTrainer, folder: Path, state: dict[str, Any]) -> list[str]:
     """Refuse the checkpoint of another run.  Returns: the settings that have changed and may, in words."""
     changes = check_same_run(state["identity"], trainer.identity, folder)
+    metric = trainer.evaluator.metric_name
+    if state.get("metric", BEFORE.get(metric, metric)) != metric:
+        raise CheckpointError(
+            f"{folder} was selected by {state.get('metric', BEFORE.get(metric))}, and this run would be by {metric}: name the one it was in eval.metric, "
+            "or start a new run from its pipeline."
+        )
     if state["data"] != trainer.data.identity:
         raise CheckpointError(
             f"the data are {trainer.data.identity}, but {folder} was written with {state['data']}: they have changed. Give the old ones "

@@ -13,7 +13,6 @@ from diffusers import ModelMixin
 from ..batch import Batch
 from ..cards import write_card
 from ..conventions import Prediction
-from ..couplings import candidates
 from ..data import load_data
 from ..latents import LatentPipeline
 from ..models.bases import label_rows
@@ -31,7 +30,7 @@ from ..randomness import keyed_generator
 from ..results import read_results, write_json
 from ..sampling import draw_rows
 from ..velocity import FrozenVelocity, SharedVelocity, Velocity
-from .batches import BankRows, Rows
+from .batches import BankRows, Rows, candidates_in_batches
 from .callbacks import Callback
 from .checkpoint import appearing
 from .config import RunConfig
@@ -181,7 +180,7 @@ class Run:
             progress=self.progress,
             batch_size=self.config.eval.batch_size,
             keep=self.trainee.keep,
-            candidates=lambda: candidates(self.data.conditions("train"), len(self.data.splits["train"]), size),
+            candidates=lambda: candidates_in_batches(self.data, size),
         )
 
     def _rows(self) -> Rows | None:

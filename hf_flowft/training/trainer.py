@@ -24,7 +24,16 @@ from ..objectives import Logs, Objective
 from ..randomness import keyed_generator, keyed_seed
 from ..velocity import ParkedVelocity, Velocity
 from . import resume
-from .batches import Augmentation, BankRows, ConditionDropout, Rows, SampleOrder, drawn_batches, training_rows
+from .batches import (
+    Augmentation,
+    BankRows,
+    ConditionDropout,
+    Rows,
+    SampleOrder,
+    drawn_batches,
+    require_free_nulls,
+    training_rows,
+)
 from .callbacks import Callback
 from .checkpoint import CheckpointError, checkpoint_path, list_checkpoints
 from .ema import EMA, copy_into
@@ -100,16 +109,7 @@ class FlowTrainer:
             raise ValueError(
                 f"train.condition_dropout does not go with {objective.name}, whose pairs were made under their conditions: set it to 0."
             )
-        null = null_condition.get("class_labels")
-        if (
-            null is not None
-            and "class_labels" in self.data.condition_columns
-            and int(null) in self.data.labels("train")
-        ):
-            raise ValueError(
-                f'train.condition_dropout would train label {int(null)} as "no label", but the data have it: the model needs a label more than the '
-                "data, or set it to 0."
-            )
+        require_free_nulls(self.data, null_condition)
         return ConditionDropout(self.config.condition_dropout, null_condition)
 
     def _build(self, objective: Objective) -> None:
