@@ -187,15 +187,18 @@ def test_a_run_of_two_processes_killed_stopped_and_finished(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("verb", "method", "model", "file", "moved"),
+    ("launch", "verb", "method", "model", "file", "moved"),
     [
-        ("gft", "gft", "lora", "pytorch_lora_weights.safetensors", "lora_B"),
-        ("gav", "mle", "viscosity", "diffusion_pytorch_model.safetensors", "head.output"),
+        ("fsdp", "gft", "gft", "lora", "pytorch_lora_weights.safetensors", "lora_B"),
+        ("fsdp", "gav", "mle", "viscosity", "diffusion_pytorch_model.safetensors", "head.output"),
+        ("ddp", "gav", "mle", "viscosity", "diffusion_pytorch_model.safetensors", "head.output"),
     ],
 )
-@pytest.mark.parametrize("launch", ["ddp", "fsdp"])
 def test_adapters_on_two_processes(launch, verb, method, model, file, moved, tmp_path, monkeypatch):
-    """Whole on each process, or divided with its frozen base, a LoRA or a viscosity ends as on one: what is on disk is the same."""
+    """Whole on each process, or divided with its frozen base, a LoRA or a viscosity ends as on one: what is on disk is the same.
+
+    (A LoRA under DDP is in test_lora.py.)
+    """
     cache = str(tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path(cache))
     captioned(tmp_path / "images")
