@@ -204,15 +204,13 @@ def _sample(options: argparse.Namespace, settings: list[str]) -> None:
     if isinstance(pipeline, FlowPolicyPipeline):
         raise ValueError("a policy acts under observations: run it with `hf-flowft rollout`.")
     generator = torch.Generator().manual_seed(options.seed)
-    call = (
-        {"class_labels": options.labels}
-        if options.labels
-        else {"batch_size": 16 if options.num is None else options.num}
-    )
-    if options.labels and options.num is not None:
-        if len(options.labels) > 1:
-            raise ValueError(f"--num {options.num} goes with one label or none, got {len(options.labels)} labels.")
-        call = {"class_labels": options.labels * options.num}
+    labels, num = options.labels or [], options.num
+    if num is not None and len(labels) > 1:
+        raise ValueError(f"--num {num} goes with one label or none, got {len(labels)} labels.")
+    if labels:
+        call = {"class_labels": labels if num is None else labels * num}
+    else:
+        call = {"batch_size": 16 if num is None else num}
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     samples: Any = pipeline(num_inference_steps=options.steps, generator=generator, output_type="pt", **call)[0]
     samples = samples.cpu()

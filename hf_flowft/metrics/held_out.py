@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from .distances import BLOCK_ROWS, energy_distance, flat_pair
+from .distances import BLOCK_ROWS, energy_distance_by_label, flat_pair
 
 
 def energy_metric(samples: Tensor, held_out: Batch) -> float:
@@ -15,35 +15,33 @@ def energy_metric(samples: Tensor, held_out: Batch) -> float:
     The same within prompts, where every prompt has several rows: who draws a three for "eight" and an eight for "three" is not as good as who does
     not. Where captions are mostly of one image each there is no other way than to compare all samples with all images.
     """
-    distances = [energy_distance(samples[rows], held_out.x_1[rows]) for rows in _alike(held_out)]
-    return sum(distances) / len(distances)
+    rows, labels = _alike(held_out)
+    return float(energy_distance_by_label(samples[rows], held_out.x_1[rows], labels, labels))
 
 
 def energy_by_row(samples: Tensor, held_out: Batch) -> Tensor:
     """The part of `energy_metric` that each held-out row y decides, 2 E||x - y|| within its label: (rows that count,), their mean with the weights
     of the labels. Differences of two models vary over the rows as their energy distances do over sets of rows (the linear term of a U-statistic).
     """
-    groups = _alike(held_out)
-    size = sum(map(len, groups))
-    parts = []
-    for rows in groups:
-        x, y = flat_pair(samples[rows], held_out.x_1[rows])
+    rows, labels = _alike(held_out)
+    known, decided = labels.unique(), torch.empty(len(rows), dtype=torch.float64)
+    for label in known:
+        here = labels == label
+        x, y = flat_pair(samples[rows[here]], held_out.x_1[rows[here]])
         distances = torch.cat([torch.cdist(x, block).mean(dim=0) for block in y.split(BLOCK_ROWS)])
-        parts.append(2 * distances * size / (len(groups) * len(rows)))
-    return torch.cat(parts)
+        decided[here] = 2 * distances * len(rows) / (len(known) * len(y))
+    return decided
 
 
-def _alike(held_out: Batch) -> list[Tensor]:
-    """The rows that are compared with each other."""
+def _alike(held_out: Batch) -> tuple[Tensor, Tensor]:
+    """The rows that count, and a label for each: those with the same one are compared with each other."""
     labels, prompts = held_out.condition.get("class_labels"), held_out.condition.get("prompt")
     known = labels if labels is not None else prompts
-    everything = [torch.arange(len(held_out))]
-    if known is None:
-        return everything
-    repeated = torch.bincount(known)[known] > 1
-    if not (repeated.any() if labels is not None else repeated.all()):
-        return everything
-    return [torch.nonzero(known == label).flatten() for label in known[repeated].unique()]
+    if known is not None:
+        repeated = torch.bincount(known)[known] > 1
+        if repeated.any() if labels is not None else repeated.all():
+            return torch.nonzero(repeated).flatten(), known[repeated]
+    return torch.arange(len(held_out)), torch.zeros(len(held_out), dtype=torch.int64)
 
 
 def energy_score(samples: Tensor, others: Tensor, held_out: Batch) -> Tensor:
@@ -57,11 +55,11 @@ def energy_score(samples: Tensor, others: Tensor, held_out: Batch) -> Tensor:
     return ((x - y).norm(dim=1) + (other - y).norm(dim=1) - (x - other).norm(dim=1)) / 2
 
 
-def reconstruction_errors(samples: Tensor, held_out: Batch) -> Tensor:
+def reconstruction_by_row(samples: Tensor, held_out: Batch) -> Tensor:
     """Mean squared error of one sample under each held-out condition: (n,)."""
     return (samples - held_out.x_1).square().flatten(1).mean(dim=1)
 
 
 def reconstruction_error(samples: Tensor, held_out: Batch) -> float:
-    """The mean of `reconstruction_errors`."""
-    return float(reconstruction_errors(samples, held_out).mean())
+    """The mean of `reconstruction_by_row`."""
+    return float(reconstruction_by_row(samples, held_out).mean())

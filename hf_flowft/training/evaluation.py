@@ -15,7 +15,7 @@ from ..conventions import Prediction
 from ..data import FlowData
 from ..metrics.distances import frechet_distance
 from ..metrics.flow import held_out_losses
-from ..metrics.held_out import energy_by_row, energy_metric, energy_score, reconstruction_errors
+from ..metrics.held_out import energy_by_row, energy_metric, energy_score, reconstruction_by_row
 from ..models.looking import look
 from ..randomness import keyed_generator
 from ..velocity import Velocity
@@ -199,7 +199,7 @@ class Evaluator:
         if self.metric_name == "energy_score":
             rows = energy_score(samples, others, held_out)
         else:
-            rows = reconstruction_errors(samples, held_out)
+            rows = reconstruction_by_row(samples, held_out)
         return Judgement(float(rows.mean()), rows)
 
     def held_out_losses(self, velocity: Velocity, held_out: Batch, repeat: int = 0) -> Tensor:
